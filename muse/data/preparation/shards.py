@@ -1,0 +1,73 @@
+"""Writes tar shards whose bytes depend on nothing but their samples."""
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+from muse.data.index import read_index
+from muse.utils.downloads import sha256_of
+
+
+class ShardWriter:
+    """Samples -> DIRECTORY/SPLIT-000000.tar, ... of at most `samples_per_shard`; fixed times and owners, each shard
+    renamed into place when complete. Use as a context manager; `.summary` then is the split's entry of dataset.json."""
+
+    def __init__(self, directory, split, samples_per_shard=5000):
+        self.directory, self.split, self.limit = Path(directory), split, samples_per_shard
+        self.summary = {"samples": 0, "shards": {}}
+        self.tar = None
+        self.count = 0
+
+    def __enter__(self):
+        self.directory.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if self.tar is not None:
+            self.tar.close()
+            if kind is None:
+                self._finish()
+            else:
+                self._part().unlink()
+
+    def write(self, key, files):
+        """One sample: `files` maps an extension ("jpg", "seg.png") to bytes, str, or what JSON can hold."""
+        if self.tar is None:
+            self.tar, self.count = tarfile.open(self._part(), "w", format=tarfile.USTAR_FORMAT), 0
+        for extension, content in files.items():
+            content = encode(content)
+            entry = tarfile.TarInfo(f"{key}.{extension}")
+            entry.size = len(content)
+            self.tar.addfile(entry, io.BytesIO(content))
+        self.count += 1
+        if self.count == self.limit:
+            self.tar.close()
+            self._finish()
+
+    def _name(self):
+        return f"{self.split}-{len(self.summary['shards']):06d}.tar"
+
+    def _part(self):
+        return self.directory / (self._name() + ".part")
+
+    def _finish(self):
+        part, name = self._part(), self._name()
+        os.replace(part, self.directory / name)
+        self.summary["shards"][name] = {"samples": self.count, "sha256": sha256_of(self.directory / name)}
+        self.summary["samples"] += self.count
+        self.tar = None
+
+
+def encode(content):
+    if isinstance(content, bytes):
+        return content
+    return (content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)).encode("utf-8")
+
+
+def clear_previous(directory):
+    """Remove the shards that an earlier index of this directory lists, so that a glob never finds stale ones."""
+    index = read_index(directory) or {}
+    for split in index.get("splits", {}).values():
+        for name in split["shards"]:
+            (Path(directory) / name).unlink(missing_ok=True)
