@@ -1,0 +1,37 @@
+"""How far the student's attention topology is from the teacher's: the topology loss, measured over images."""
+import torch
+
+from muse.evaluation.evaluator import evaluating, full_precision, reduce_sums, sums_device
+from muse.losses.topology import topology_loss
+from muse.models.topology import resize_map
+
+
+@torch.no_grad()
+def evaluate_topology(model, teacher, loader, device):
+    """Mean KL(teacher || student) in nats per query, by the definition of `muse.losses.topology`.
+
+    Args:
+        model: MUSE_ViT; its map is the last block's, mean over heads.
+        teacher: TopologyTeacher.
+        loader: batches with `image`, uint8 B x 3 x H x W.
+        device: device of both.
+
+    Returns dict of float: `topology_kl` of the student, `topology_kl_uniform` of a map that attends everywhere equally
+    (the value of a student that knows nothing). Raises ValueError when no image came.
+    """
+    sums = torch.zeros(3, dtype=torch.float64, device=sums_device(device))
+    with evaluating(model), full_precision(device):
+        for batch in loader:
+            images = batch["image"].to(device).float() / 255  # B 3 H W
+            output = model(images, attention=True, decode=False)
+            student = output.attention[-1].float().mean(1)  # B N N
+            target, grid = teacher(images)
+            target = resize_map(target.float(), grid, output.latent.shape[-2:])  # B N N
+            uniform = torch.full_like(student, 1 / student.shape[-1])
+            losses = torch.stack([topology_loss(student, target), topology_loss(uniform, target)])
+            sums += torch.cat([losses.new_ones(1), losses]).to(sums.device).double() * len(images)
+    reduce_sums(sums)
+    if sums[0] == 0:
+        raise ValueError("no image was evaluated: check the evaluation shards and evaluation.max_images")
+    student_kl, uniform_kl = (sums[1:] / sums[0]).tolist()
+    return {"topology_kl": student_kl, "topology_kl_uniform": uniform_kl}
