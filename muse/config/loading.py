@@ -31,8 +31,9 @@ class ConfigError(ValueError):
 def load_config(path, overrides: Iterable[str] = (), *, resolve_env: bool = True) -> MuseConfig:
     """Read a YAML file, apply `key=value` overrides, and check everything.
 
-    With `resolve_env=False` an unset environment variable stays in the text as `${NAME}`, so that a checkpoint can be
-    used where its training data is not. Raises FileNotFoundError or ConfigError.
+    With `resolve_env=False` the config serves a checkpoint's use rather than training: an unset environment variable
+    stays in the text as `${NAME}`, and rules that only training needs are left out. Raises FileNotFoundError or
+    ConfigError.
     """
     path = Path(path)
     given = [(_read(path), str(path))]
@@ -92,7 +93,7 @@ def _build(given: List[Tuple[Dict[str, Any], str]], resolve_env: bool) -> MuseCo
         if isinstance(error, InterpolationResolutionError):
             raise ConfigError(f"{source}: {key} = {value!r} cannot be resolved: {_line(error)}") from error
         raise _type_error(key, value, source) from error
-    problems = list(config.problems())
+    problems = [*config.problems(), *(config.training_problems() if resolve_env else ())]
     if problems:
         raise ConfigError(*(f"{given[0][1]}: {problem}" for problem in problems))
     return config

@@ -349,6 +349,13 @@ class MuseConfig:
         for section in (self.experiment, self.model, self.losses, self.dataset.params, self.dataset.preprocessing,
                         self.optimizer, self.lr_scheduler, self.training, self.evaluation):
             yield from section.problems()
+        if self.lr_scheduler.scheduler == "cosine" and (
+                self.lr_scheduler.params.end_lr > self.optimizer.params.learning_rate):
+            yield (f"lr_scheduler.params.end_lr {self.lr_scheduler.params.end_lr} is above "
+                   f"optimizer.params.learning_rate {self.optimizer.params.learning_rate}; lower end_lr")
+
+    def training_problems(self) -> Iterator[str]:
+        """Rules that only training must keep; a checkpoint may be used without them."""
         if self.losses.itc_weight > 0 and not self.model.text_encoder.given:
             yield ("losses.itc_weight is above 0 but model.text_encoder names no network; set its path or config, or "
                    "losses.itc_weight=0")
@@ -360,7 +367,3 @@ class MuseConfig:
         if self.training.cache_frozen_features and self.dataset.preprocessing.random_crop:
             yield ("training.cache_frozen_features needs the same pixels each time a sample comes; set "
                    "dataset.preprocessing.random_crop to false (flips may stay)")
-        if self.lr_scheduler.scheduler == "cosine" and (
-                self.lr_scheduler.params.end_lr > self.optimizer.params.learning_rate):
-            yield (f"lr_scheduler.params.end_lr {self.lr_scheduler.params.end_lr} is above "
-                   f"optimizer.params.learning_rate {self.optimizer.params.learning_rate}; lower end_lr")
