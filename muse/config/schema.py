@@ -199,26 +199,9 @@ class LossesConfig:
 
 
 @dataclass
-class SourceConfig:
-    """One shard source of a mixture: a path, glob, brace range, `pipe:` command, URL, or a list of these."""
-    shards: Any = None
-    weight: float = 1.0
-
-
-def _shard_problems(key: str, entry: Any, mixture: bool) -> Iterator[str]:
-    if entry is None or isinstance(entry, str):
-        return
-    form = "text, a list of texts" + (", or a list of {shards, weight}" if mixture else "")
-    if not (mixture and isinstance(entry, dict) and entry.get("shards") and set(entry) <= {"shards", "weight"}):
-        yield f"{key} holds {entry!r}; it takes {form}"
-    elif not isinstance(entry.get("weight", 1.0), (int, float)) or not entry.get("weight", 1.0) > 0:
-        yield f"{key} holds the weight {entry['weight']!r}; a weight is a number above 0"
-
-
-@dataclass
 class DataParams:
-    train_shards: Any = None            # str, list of str, or list of {shards, weight}
-    eval_shards: Any = None             # str or list of str
+    train_shards: Any = None            # path, glob, brace range, pipe:, URL; a list; or a list of {shards, weight}
+    eval_shards: Any = None             # the same without weights
     num_workers: int = 8                # per process
     shuffle_buffer: int = 2000          # samples
     max_skipped_fraction: float = 0.05  # broken samples tolerated before the run stops
@@ -227,10 +210,6 @@ class DataParams:
         yield from _at_least(0, "dataset.params", self, "num_workers")
         yield from _at_least(1, "dataset.params", self, "shuffle_buffer")
         yield from _fraction("dataset.params", self, "max_skipped_fraction")
-        for name, mixture in (("train_shards", True), ("eval_shards", False)):
-            value = getattr(self, name)
-            for entry in value if isinstance(value, list) else [value]:
-                yield from _shard_problems(f"dataset.params.{name}", entry, mixture)
 
 
 @dataclass

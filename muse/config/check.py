@@ -1,0 +1,236 @@
+"""What a configuration trains, reads and writes, and what of it would fail later: `python -m muse.config check`."""
+import dataclasses
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import List, Optional
+
+import torch
+
+from muse.config.loading import load_config
+from muse.config.schema import MuseConfig
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclasses.dataclass
+class Report:
+    """Lines to print, and one sentence for each thing that would fail later."""
+    lines: List[str] = dataclasses.field(default_factory=list)
+    problems: List[str] = dataclasses.field(default_factory=list)
+
+    def attempt(self, function, *args):
+        """`function(*args)`, or None after noting the mistake that it reports."""
+        try:
+            return function(*args)
+        except (ValueError, OSError) as error:
+            self.problems.append(str(error))
+            return None
+
+
+def check(path, overrides=(), processes: Optional[int] = None) -> Report:
+    """Examine a configuration without loading weights; nothing is downloaded. `processes`: None finds the GPUs."""
+    report = Report()
+    config = report.attempt(load_config, path, overrides)
+    if config is not None:
+        describe(config, report, processes or int(os.environ.get("NUM_PROCESSES", 0)) or torch.cuda.device_count() or 1)
+    return report
+
+
+def describe(config: MuseConfig, report: Report, processes: int) -> None:
+    """Fill `report` for a loaded configuration."""
+    from muse.training.stages import get_stage
+    stage = report.attempt(get_stage, config)
+    if stage is None:
+        return
+    report.lines += [f"{config.experiment.name}: stage {stage.number}, {stage.name}; variant {config.model.variant}; "
+                     f"writes {config.experiment.output_dir}", "", "Networks"]
+    _networks(config, stage, report)
+    report.lines += ["", "Starts from"]
+    _parent(config, stage, report)
+    report.lines += ["", "Losses"]
+    _losses(config, report)
+    report.lines += ["", "Weight files"]
+    _weight_files(config, report)
+    report.lines += ["", "Data"]
+    samples = _data(config, report)
+    report.lines += ["", "Batches"]
+    _batches(config, report, processes, samples)
+
+
+def _networks(config, stage, report):
+    model = config.model
+    wanted = {"encoder": True, "decoder": True, "teacher": config.losses.topology_weight > 0,
+              "text_encoder": config.losses.itc_weight > 0}
+    local = {}
+    for name, needed in wanted.items():
+        backbone = getattr(model, name)
+        if needed:
+            local[name] = _backbone(name, backbone, report)
+        elif backbone.given:
+            report.lines.append(f"  {name}: not used (its loss weight is 0)")
+    if local["encoder"] and local["decoder"]:
+        report.attempt(_parameters, config, stage, report)
+    else:
+        report.lines.append("  parameter counts: unknown until the encoder and the decoder are here")
+    if local.get("text_encoder"):
+        report.attempt(_text_width, model)
+
+
+def _backbone(name, backbone, report) -> bool:
+    """One line on where a network comes from; True where its architecture is known here."""
+    key, path = f"model.{name}", backbone.path
+    if not backbone.given:
+        report.problems.append(f"{key} names no network; set its path (directory or hub id) or its config")
+        return False
+    if path is None:
+        report.lines.append(f"  {name}: random weights, by {key}.config")
+        return True
+    if Path(path).is_dir():
+        report.lines.append(f"  {name}: {path} (found)")
+        if getattr(backbone, "library", "") not in ("timm", "open_clip"):  # these two name their files differently
+            from muse.models.tensor_files import weight_files
+            report.attempt(weight_files, path)
+        return True
+    if HUB_ID.fullmatch(path) or getattr(backbone, "library", "") == "timm" and "/" not in path:
+        report.lines.append(f"  {name}: {path} (not a directory here; a hub id is downloaded at the start)")
+    else:
+        report.lines.append(f"  {name}: {path} (missing)")
+        report.problems.append(f"{key}.path is {path}, which does not exist; give an existing directory or a hub id")
+    return False
+
+
+def _parameters(config, stage, report):
+    from muse.models import MUSE_ViT
+    with torch.device("meta"):
+        model = MUSE_ViT(config.model, stage.number)
+    counts = {True: Counter(), False: Counter()}
+    for name, parameter in model.named_parameters():
+        counts[stage.trains(name)][name.partition(".")[0]] += parameter.numel()
+    for trains, word in ((True, "trained"), (False, "frozen")):
+        parts = ", ".join(f"{part} {_millions(n)}" for part, n in counts[trains].items())
+        report.lines.append(f"  {word}: {_millions(counts[trains].total())}" + (f" ({parts})" if parts else ""))
+    crop = config.dataset.preprocessing.crop_size
+    if crop % model.size_divisor:
+        raise ValueError(f"dataset.preprocessing.crop_size {crop} does not divide by {model.size_divisor}, the model's "
+                         f"stride; use {max(crop // model.size_divisor, 1) * model.size_divisor}")
+    side = crop // model.size_divisor
+    report.lines.append(f"  {crop} x {crop} pixels -> latent {config.model.latent_dim} x {side} x {side}")
+
+
+def _text_width(model):
+    """ValueError where a local text encoder's width is not model.semantic_dim."""
+    encoder = model.text_encoder
+    if encoder.config is not None:
+        width = encoder.config.get("embed_dim")
+    elif encoder.library == "open_clip":
+        width = _json(encoder.path, "open_clip_config.json")["model_cfg"]["embed_dim"]
+    else:
+        width = _json(encoder.path, "config.json")["hidden_size"]
+    if width not in (None, model.semantic_dim):
+        raise ValueError(f"model.semantic_dim is {model.semantic_dim}, but the text encoder's embeddings have {width} "
+                         f"numbers; set model.semantic_dim={width}")
+
+
+def _json(directory, name):
+    file = Path(directory) / name
+    if not file.is_file():
+        raise ValueError(f"{directory} has no {name}; give a complete model directory")
+    return json.loads(file.read_text())
+
+
+def _parent(config, stage, report):
+    from muse.training.checkpoint import find_parent, load_for_resume
+    resumed = report.attempt(load_for_resume, config)
+    if resumed is not None:
+        report.lines.append(f"  {resumed[0]} (continues)")
+        return
+    parent = report.attempt(find_parent, config, stage)
+    if parent is None:
+        missing = stage.parent is not None and not config.experiment.allow_foreign_parent
+        report.lines.append("  nothing yet (see below)" if missing else "  pretrained backbones")
+    else:
+        report.lines.append(f"  {parent}")
+
+
+def _losses(config, report):
+    losses, last = config.losses, config.training.max_train_steps
+    rows = [(losses.reconstruction_weight, f"pixel ({losses.reconstruction_loss})"),
+            (losses.perceptual_weight, f"perceptual ({losses.perceptual_loss})"),
+            (losses.topology_weight, "topology"), (losses.itc_weight, "ITC")]
+    report.lines += [f"  {weight:<6g} {name}" if weight > 0 else f"  off    {name}" for weight, name in rows]
+    if losses.discriminator_weight > 0 and losses.discriminator_start < last:
+        report.lines.append(f"  {losses.discriminator_weight:<6g} GAN from step {losses.discriminator_start}")
+    else:
+        report.lines.append("  off    GAN" + (f" (would start at step {losses.discriminator_start}, training ends at "
+                                              f"{last})" if losses.discriminator_weight > 0 else ""))
+
+
+def _weight_files(config, report):
+    files = {}
+    if config.losses.perceptual_weight > 0:
+        files = {f"losses.perceptual_weights.{name}": file for name, file in config.losses.perceptual_weights.items()}
+    for name in ("frechet", "perceptual"):
+        if getattr(config.evaluation, name) != "none":
+            files[f"evaluation.{name}_weights"] = getattr(config.evaluation, f"{name}_weights")
+    for key, file in files.items():
+        if file is None:
+            report.lines.append(f"  {key}: the library's own cache or download")
+        elif Path(file).is_file():
+            report.lines.append(f"  {key}: {file} (found)")
+        else:
+            report.lines.append(f"  {key}: {file} (missing)")
+            report.problems.append(f"{key} is {file}, and there is no such file")
+    if not files:
+        report.lines.append("  none")
+
+
+def _data(config, report) -> Optional[int]:
+    """Lines on both splits; the number of training samples where an index tells it."""
+    from muse.data.sources import find_sources
+    totals = {}
+    for split in ("train_shards", "eval_shards"):
+        key = f"dataset.params.{split}"
+        sources = report.attempt(find_sources, getattr(config.dataset.params, split), key) or []
+        if not sources:
+            report.lines.append(f"  {split}: none found")
+        counts = [report.attempt(_count, source) for source in sources]
+        share = sum(source.weight for source in sources)
+        for source, count in zip(sources, counts):
+            known = "unknown number of samples" if count is None else f"{count} samples"
+            mixed = f", {source.weight / share:.0%} of the mixture" if len(sources) > 1 else ""
+            report.lines.append(f"  {split}: {len(source.urls)} shards, {known}{mixed}: {source.urls[0]}"
+                                + (" ..." if len(source.urls) > 1 else ""))
+        totals[split] = sum(counts) if counts and None not in counts else None
+    return totals["train_shards"]
+
+
+def _count(source) -> Optional[int]:
+    from muse.data.index import read_index
+    index = read_index(source.urls[0])
+    if index is None:
+        return None
+    shards = {name: entry["samples"] for split in index["splits"].values() for name, entry in split["shards"].items()}
+    names = [Path(url).name for url in source.urls]
+    return sum(shards[name] for name in names) if set(names) <= set(shards) else None
+
+
+def _batches(config, report, processes, samples):
+    training = config.training
+    batch = training.per_gpu_batch_size * training.gradient_accumulation_steps * processes
+    seen = batch * training.max_train_steps
+    epochs = f", {seen / samples:.1f} epochs of {samples}" if samples else ""
+    report.lines += [
+        f"  {training.per_gpu_batch_size} images x {training.gradient_accumulation_steps} accumulated x {processes} "
+        f"process{'es' if processes > 1 else ''} = {batch} images a step",
+        f"  {training.max_train_steps} steps = {seen} images{epochs}"]
+    warmup = config.lr_scheduler.params.warmup_steps
+    if warmup >= training.max_train_steps:
+        report.lines.append(f"  note: warm-up ({warmup} steps) is as long as the training, so the learning rate never "
+                            "reaches its peak")
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f} M"
