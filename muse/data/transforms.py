@@ -58,3 +58,29 @@ def pad_to_multiple(images, divisor):
     height, width = images.shape[-2:]
     pad = (0, -width % divisor, 0, -height % divisor)
     return (F.pad(images, pad, mode="replicate") if any(pad) else images), (height, width)
+
+
+class Preprocess:
+    """Shorter edge resized (bicubic, antialiased), then cropped to a square; in training at random and mirrored."""
+
+    def __init__(self, config, train):
+        """`config`: PreprocessingConfig. ValueError when the crop is larger than the resized image."""
+        if not 0 < config.crop_size <= config.resize_shorter_edge:
+            raise ValueError(f"dataset.preprocessing.crop_size {config.crop_size} must be between 1 and "
+                             f"resize_shorter_edge {config.resize_shorter_edge}; raise resize_shorter_edge")
+        self.edge, self.crop = config.resize_shorter_edge, config.crop_size
+        self.random_crop = train and config.random_crop
+        self.random_flip = train and config.random_flip
+
+    def __call__(self, image, mask=None, rng=None):
+        """PIL RGB (and PIL mask of its size) -> (uint8 3 x S x S, int64 S x S or None, flipped). Images smaller than
+        the crop are enlarged. `rng`: numpy generator, needed for the random parts."""
+        size = tuple(side * self.edge // min(image.size) for side in image.size)
+        spare = [side - self.crop for side in size]
+        left, top = (int(rng.integers(n + 1)) for n in spare) if self.random_crop else (round(n / 2) for n in spare)
+        flipped = bool(self.random_flip and rng.integers(2))
+        box = (left, top, left + self.crop, top + self.crop)
+        images = [image.resize(size, Image.BICUBIC)] + ([mask.resize(size, Image.NEAREST)] if mask is not None else [])
+        images = [ImageOps.mirror(one.crop(box)) if flipped else one.crop(box) for one in images]
+        labels = torch.from_numpy(np.array(images[1]).astype(np.int64)) if mask is not None else None
+        return to_tensor(images[0]), labels, flipped
