@@ -4,6 +4,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMS normalisation in float32, whatever autocast makes of its input."""
+
+    def forward(self, x):
+        return super().forward(x.float())
+
+
 class SwiGLU(nn.Module):
     """w3(silu(w1 x) * w2 x) without biases; hidden width int(2/3 * 4 * width)."""
 

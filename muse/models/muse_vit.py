@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from muse.config.schema import ModelConfig
 from muse.models.backbones import VisionEncoder, build_decoder
 from muse.models.base_model import BaseModel
-from muse.models.layers import SwiGLU, rotary_table, rotate, scale_gradient, space_to_depth
+from muse.models.layers import RMSNorm, SwiGLU, rotary_table, rotate, scale_gradient, space_to_depth
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class SynergisticBlock(nn.Module):
         super().__init__()
         self.heads, self.switches = heads, switches
         head_dim = width // heads
-        self.norm1 = nn.RMSNorm(width, eps=1e-6)
+        self.norm1 = RMSNorm(width, eps=1e-6)
         self.q_topo = nn.Linear(width, width, bias=False)
         self.k_topo = nn.Linear(width, width, bias=False)
-        self.q_norm = nn.RMSNorm(head_dim, eps=1e-6)
-        self.k_norm = nn.RMSNorm(head_dim, eps=1e-6)
+        self.q_norm = RMSNorm(head_dim, eps=1e-6)
+        self.k_norm = RMSNorm(head_dim, eps=1e-6)
         self.v_sem = nn.Linear(width, width, bias=False)
         self.v_itc = nn.Linear(width, width, bias=False)
         self.proj = nn.Linear(width, width, bias=False)
-        self.norm2 = nn.RMSNorm(width, eps=1e-6)
+        self.norm2 = RMSNorm(width, eps=1e-6)
         self.mlp = SwiGLU(width)
 
     def _split(self, x):
@@ -139,7 +139,7 @@ class MUSE_ViT(BaseModel):
         self.encoder = VisionEncoder(config.encoder)
         self.decoder = build_decoder(config.decoder) if config.decoder is not None else None
         merged = 4 * self.encoder.width
-        self.adapter_mlp = nn.Sequential(nn.RMSNorm(merged, eps=1e-6), nn.Linear(merged, width, bias=False), nn.GELU())
+        self.adapter_mlp = nn.Sequential(RMSNorm(merged, eps=1e-6), nn.Linear(merged, width, bias=False), nn.GELU())
         switches = block_switches(config.variant, stage, config.block)
         self.muse_blocks = nn.ModuleList(SynergisticBlock(width, config.heads, switches)
                                          for _ in range(config.muse_layers))
