@@ -1,0 +1,168 @@
+"""Checkpoint directories: written whole or not at all, found again, checked before a stage builds on them.
+
+checkpoint-000500/ holds model.safetensors (EMA weights), config.yaml, metadata.json, evaluation.json once that step is
+evaluated, and training_state/state.pt (what a resumed run needs).
+"""
+import json
+import os
+import re
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from muse.config import load_config
+
+FORMAT_VERSION = 1
+SIZES = ("width", "heads", "muse_layers", "latent_dim", "semantic_dim")
+STATE = Path("training_state") / "state.pt"
+
+
+def name_of(step):
+    """Directory name of the checkpoint after `step` optimizer steps."""
+    return f"checkpoint-{step:06d}"
+
+
+def list_complete(run_dir):
+    """Complete checkpoints of a run, oldest first: a directory has its final name only once it is whole."""
+    found = (p for p in Path(run_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d{6,}", p.name))
+    return sorted((p for p in found if (p / "metadata.json").is_file()), key=lambda p: int(p.name.split("-")[1]))
+
+
+def read_metadata(path):
+    """metadata.json of a checkpoint; ValueError where it is missing or of a newer format."""
+    file = Path(path) / "metadata.json"
+    if not file.is_file():
+        raise ValueError(f"{path} is no checkpoint: it has no metadata.json")
+    metadata = json.loads(file.read_text())
+    if metadata["format_version"] > FORMAT_VERSION:
+        raise ValueError(f"{path} has checkpoint format {metadata['format_version']}, this version reads up to "
+                         f"{FORMAT_VERSION}: update muse")
+    return metadata
+
+
+def library_versions():
+    """Versions of the libraries that shape a checkpoint's numbers."""
+    versions = {}
+    for package in ("muse", "torch", "accelerate", "transformers", "diffusers", "safetensors"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None  # run from a source tree that is not installed
+    return versions
+
+
+def save(path, model, config, metadata, state, keep=0):
+    """Write the checkpoint `path` from what `model` holds now, then remove all but the newest `keep` (0: keep all).
+
+    Everything goes into a hidden directory beside it, is forced to disk and renamed: a kill or a full disk at any
+    moment leaves earlier checkpoints as they were. OSError in one sentence where writing fails.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (partial / STATE).parent.mkdir(parents=True)
+        model.save_pretrained(partial, config)
+        torch.save(state, partial / STATE)
+        metadata = {"format_version": FORMAT_VERSION, **metadata, "versions": library_versions()}
+        (partial / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
+        _force_to_disk(partial)
+        _rename_over(partial, path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors report a full disk their own way
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise OSError(f"{path} could not be saved ({reason}): make room or choose another experiment.output_dir, then "
+                      f"start again; earlier checkpoints are whole") from error
+    for old in list_complete(path.parent)[:-keep] if keep else []:
+        shutil.rmtree(old)
+
+
+def _force_to_disk(directory):
+    for file in [*directory.rglob("*"), directory]:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _rename_over(partial, path):
+    if path.exists():  # the same step again: nothing else can replace a directory that holds files
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(path, old)
+        os.rename(partial, path)
+        shutil.rmtree(old)
+    else:
+        os.rename(partial, path)
+    parent = os.open(path.parent, os.O_RDONLY)
+    os.fsync(parent)
+    os.close(parent)
+
+
+def load_for_resume(config):
+    """(path, training state) of the newest complete checkpoint in experiment.output_dir, or None for a fresh run.
+
+    ValueError where the directory belongs to another stage, cannot be read, or may not be continued
+    (experiment.resume is false).
+    """
+    run_dir, stage = Path(config.experiment.output_dir), config.experiment.stage
+    complete = list_complete(run_dir)
+    if not complete:
+        return None
+    path = complete[-1]
+    if not config.experiment.resume:
+        raise ValueError(f"experiment.resume is false but {run_dir} holds {path.name}: choose an empty "
+                         f"experiment.output_dir")
+    found = read_metadata(path)["stage"]
+    if found != stage:
+        raise ValueError(f"{run_dir} holds a stage {found} run, this is stage {stage}: choose another "
+                         f"experiment.output_dir")
+    check_sizes(path, config)
+    try:
+        return path, torch.load(path / STATE, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{path / STATE} cannot be read ({str(error).splitlines()[0]}): remove {path} to continue from "
+                         f"the checkpoint before it") from error
+
+
+def find_parent(config, stage):
+    """Checkpoint directory that `stage` (a Stage) starts from, or None for stage 1 on pretrained backbones.
+
+    experiment.init_checkpoint names a checkpoint, or a run whose newest one is taken. FileNotFoundError or ValueError
+    where it is missing, of another stage (unless experiment.allow_foreign_parent) or of other sizes (always).
+    """
+    given, foreign = config.experiment.init_checkpoint, config.experiment.allow_foreign_parent
+    if given is None:
+        if stage.parent is None or foreign:
+            return None
+        raise ValueError(f"stage {stage.number} starts from a stage {stage.parent} checkpoint: set "
+                         f"experiment.init_checkpoint to its directory")
+    path = Path(given)
+    if not path.is_dir():
+        raise FileNotFoundError(f"experiment.init_checkpoint is {given}, and there is no such directory")
+    if not (path / "metadata.json").is_file():
+        complete = list_complete(path)
+        if not complete:
+            raise ValueError(f"experiment.init_checkpoint is {given}, which is no checkpoint and holds no complete one")
+        path = complete[-1]
+    found = read_metadata(path)["stage"]
+    if found != stage.parent and not foreign:
+        origin = "pretrained backbones" if stage.parent is None else f"a stage {stage.parent} checkpoint"
+        raise ValueError(f"{path} is of stage {found}, but stage {stage.number} starts from {origin}: change "
+                         f"experiment.init_checkpoint, or set experiment.allow_foreign_parent=true")
+    check_sizes(path, config)
+    return path
+
+
+def check_sizes(path, config):
+    """ValueError where the checkpoint's connector has other sizes than `config`; tensors are checked when loaded."""
+    stored = load_config(Path(path) / "config.yaml", resolve_env=False).model
+    for size in SIZES:
+        was, wanted = getattr(stored, size), getattr(config.model, size)
+        if was != wanted:
+            raise ValueError(f"model.{size} is {wanted}, but {was} in {path}: a stage continues its parent's network, "
+                             f"use the same value")
