@@ -214,6 +214,8 @@ def _frechet_network(config, device):
 def _perceptual_network(config, device):
     from muse.models import lpips
 
+    if config.perceptual == "st_lpips" and config.perceptual_weights is None:
+        raise ValueError("evaluation.perceptual=st_lpips needs evaluation.perceptual_weights: name its weight file, or set none")
     network = {"lpips": lpips.LPIPS, "st_lpips": lpips.ShiftTolerantLPIPS}[config.perceptual]
     return network(config.perceptual_weights).to(device).eval()
 

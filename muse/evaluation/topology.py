@@ -3,7 +3,6 @@ import torch
 
 from muse.evaluation.evaluator import evaluating, full_precision, reduce_sums, sums_device
 from muse.losses.topology import topology_loss
-from muse.models.topology import resize_map
 
 
 @torch.no_grad()
@@ -11,7 +10,7 @@ def evaluate_topology(model, teacher, loader, device):
     """Mean KL(teacher || student) in nats per query, by the definition of `muse.losses.topology`.
 
     Args:
-        model: MUSE_ViT; its map is the last block's, mean over heads.
+        model: MUSE_ViT; its map is the last block's, mean over heads, whatever its variant trains.
         teacher: TopologyTeacher.
         loader: batches with `image`, uint8 B x 3 x H x W.
         device: device of both.
@@ -24,12 +23,11 @@ def evaluate_topology(model, teacher, loader, device):
         for batch in loader:
             images = batch["image"].to(device).float() / 255  # B 3 H W
             output = model(images, attention=True, decode=False)
-            student = output.attention[-1].float().mean(1)  # B N N
-            target, grid = teacher(images)
-            target = resize_map(target.float(), grid, output.latent.shape[-2:])  # B N N
+            student = output.attention[-1].mean(1, keepdim=True)  # B 1 N N
             uniform = torch.full_like(student, 1 / student.shape[-1])
-            losses = torch.stack([topology_loss(student, target), topology_loss(uniform, target)])
-            sums += torch.cat([losses.new_ones(1), losses]).to(sums.device).double() * len(images)
+            target, grid = teacher(images)
+            losses = [topology_loss([maps], target, grid, output.latent.shape[-2:]) for maps in (student, uniform)]
+            sums += torch.stack([losses[0].new_ones(()), *losses]).to(sums.device).double() * len(images)
     reduce_sums(sums)
     if sums[0] == 0:
         raise ValueError("no image was evaluated: check the evaluation shards and evaluation.max_images")
