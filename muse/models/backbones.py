@@ -6,6 +6,7 @@ import json
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from muse.models.names import encoder_from_released
 from muse.models.tensor_files import load_strictly, read_tensors, resolve_directory, weight_files
@@ -61,7 +62,7 @@ class VisionEncoder(nn.Module):
     """InternViT: [0, 1] images -> patch tokens B x N x C (CLS dropped, no final norm).
 
     The position table is resized bicubically to the input's grid; the patch embedding may be resampled to another
-    patch size (pseudo-inverse resize). Weights: transformers' InternVLVisionModel.
+    patch size (`resample_kernel`). Weights: transformers' InternVLVisionModel.
     """
 
     def __init__(self, config):
@@ -86,9 +87,19 @@ class VisionEncoder(nn.Module):
         tensors = vision_tensors(path, self.architecture["num_hidden_layers"])
         kernel = "embeddings.patch_embeddings.projection.weight"
         if kernel in tensors and tensors[kernel].shape[-1] != self.patch_size:
-            from timm.layers import resample_patch_embed
-            tensors[kernel] = resample_patch_embed(tensors[kernel], [self.patch_size] * 2)
+            tensors[kernel] = resample_kernel(tensors[kernel], self.patch_size)
         load_strictly(self.vit, tensors, path)
+
+
+def resample_kernel(kernel, size):
+    """A patch embedding for `size` x `size` patches that equals the stored one on each patch resized to its own size.
+
+    kernel: D x 3 x p x p. Resizing is linear, so its transpose moves from the picture to the kernel exactly.
+    """
+    stored = kernel.shape[-1]
+    basis = torch.eye(size * size).view(-1, 1, size, size)
+    resize = F.interpolate(basis, size=(stored, stored), mode="bilinear", align_corners=False, antialias=True)
+    return (kernel.flatten(2) @ resize.flatten(1).t()).unflatten(2, (size, size))
 
 
 def vision_tensors(path, layers):

@@ -72,11 +72,11 @@ def test_first_layers_and_another_patch_size(tower, tmp_path):
     encoder = VisionEncoder(config).eval()
     encoder.load(config.path)
     assert len(encoder.vit.encoder.layer) == 2 and encoder(torch.rand(1, 3, 16, 16)).shape == (1, 64, 16)
-    # the kernel was resampled, not cut: a flat patch keeps its embedding
-    flat, kernel = torch.ones(1, 3, 2, 2), tower.embeddings.patch_embeddings.projection
+    patch, kernel = torch.rand(1, 3, 2, 2), tower.embeddings.patch_embeddings.projection
+    enlarged = torch.nn.functional.interpolate(patch, size=(4, 4), mode="bilinear", align_corners=False)
     with torch.no_grad():
-        ours = encoder.vit.embeddings.patch_embeddings.projection(flat)
-        assert torch.allclose(ours, kernel(torch.ones(1, 3, 4, 4)), atol=1e-4)
+        ours = encoder.vit.embeddings.patch_embeddings.projection(patch)
+        assert torch.allclose(ours, kernel(enlarged), atol=1e-5)
 
 
 def test_only_the_towers_tensors_are_read(tower, tmp_path):
