@@ -8,7 +8,7 @@ version = re.search(r'__version__ = "(.+)"', (root / "muse" / "__init__.py").rea
 lines = [line.partition("#")[0].strip() for line in (root / "requirements.txt").read_text().splitlines()]
 
 setup(
-    name="muse-tokenizer",
+    name="muse",
     version=version,
     description="MUSE: resolving manifold misalignment in visual tokenization via topological orthogonality",
     license="Apache-2.0",
@@ -19,6 +19,7 @@ setup(
         "eval": ["torch-fidelity>=0.3"],  # Inception weights and features of rFID
         "logging": ["tensorboard>=2.14", "wandb>=0.16"],
         "demo": ["onnx>=1.15"],           # the miniature's encoder comes as an ONNX file
+        "parquet": ["pyarrow>=14"],       # captions from parquet tables
         "dev": ["pytest>=7.4"],
     },
 )

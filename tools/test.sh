@@ -6,5 +6,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 venv=${MUSE_VENV:-${VIRTUAL_ENV:-.venv-test}}
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet -e ".[eval,logging,demo,dev]"
+"$venv/bin/python" -m pip install --quiet -e ".[eval,logging,demo,parquet,dev]"
 exec "$venv/bin/python" -m pytest -m "not slow" "$@"
