@@ -4,7 +4,11 @@ import importlib
 
 from muse.utils import cli
 
-RECIPES = {"photographs": "cut-outs pasted on photographs, with caption, class and mask (the miniature's data)"}
+RECIPES = {
+    "photographs": "cut-outs pasted on photographs, with caption, class and mask (the miniature's data)",
+    "imagefolder": "class folders of images",
+    "captions": "images with captions: a folder with .txt files, or a CSV, JSONL or parquet table",
+}
 
 
 def main():

@@ -2,6 +2,7 @@
 import logging
 import signal
 import tarfile
+import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +14,7 @@ from muse.data.sources import find_sources, read_shard
 from muse.data.transforms import Preprocess
 
 log = logging.getLogger(__name__)
-UNREADABLE = (OSError, ValueError, EOFError, tarfile.TarError)
+UNREADABLE = (OSError, ValueError, EOFError, tarfile.TarError, zlib.error)
 PATIENCE = 200   # samples a worker looks at before the share of broken ones may stop the run
 TRIED = 1000     # samples looked at before a source counts as unusable
 

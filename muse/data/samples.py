@@ -5,7 +5,7 @@ import json
 import torch
 from PIL import Image
 
-from muse.data.transforms import load_image
+from muse.data.transforms import DAMAGED, load_image
 
 FIELDS = ("image", "caption", "label", "mask", "flipped")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -75,7 +75,7 @@ def read_mask(raw):
     try:
         mask = Image.open(io.BytesIO(raw["seg.png"]))
         mask.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except DAMAGED as error:
         raise ValueError(f"cannot read the mask: {error}") from error
     if len(mask.getbands()) != 1:
         raise ValueError(f"the mask has mode {mask.mode}; expected one channel of class indices")

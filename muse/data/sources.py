@@ -3,6 +3,7 @@ import glob
 import math
 import os
 import re
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,14 +68,40 @@ def expand(shards, key="shards"):
 
 
 def read_shard(url):
-    """Raw samples of a tar shard: dicts of lower-case extension -> bytes and `__key__`. OSError (tarfile.ReadError
-    included) where the shard breaks off; the sample it breaks in is not yielded."""
-    stream = gopen(url)
+    """Raw samples of a tar shard: dicts of lower-case extension -> bytes and `__key__`. OSError or tarfile.TarError
+    where the shard breaks off; the sample it breaks in may lack files."""
+    stream = Tail(url)
     try:
         files = ({**file, "__url__": url} for file in tar_file_iterator(stream))
         yield from group_by_keys(files, keys=split_name)
+        if stream.breaks_off():
+            raise OSError("it has no end-of-archive block")
     finally:
         stream.close()
+
+
+class Tail:
+    """A shard's binary stream that remembers how it ended: tarfile takes a file cut between two members for a whole one."""
+
+    COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # these notice a cut themselves
+
+    def __init__(self, url):
+        self.url, self.stream, self.first, self.last = url, gopen(url), b"", b""
+
+    def __repr__(self):
+        return self.url  # webdataset puts it into its messages
+
+    def read(self, size):
+        data = self.stream.read(size)
+        self.first = self.first or data[:6]
+        self.last = data[-tarfile.BLOCKSIZE:] if len(data) >= tarfile.BLOCKSIZE else self.last + data
+        return data
+
+    def breaks_off(self):
+        return not self.first.startswith(self.COMPRESSED) and any(self.last[-tarfile.BLOCKSIZE:])
+
+    def close(self):
+        self.stream.close()
 
 
 def split_name(path):

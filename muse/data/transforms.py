@@ -2,11 +2,16 @@
 import io
 import math
 import os
+import struct
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch.nn import functional as F
+
+# what PIL's decoders and metadata readers raise on damaged files
+DAMAGED = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, struct.error,
+           Image.DecompressionBombError)
 
 
 def load_image(source, min_edge=None):
@@ -27,7 +32,7 @@ def load_image(source, min_edge=None):
             return to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DAMAGED as error:
         raise ValueError(f"cannot read {name}: {error}") from error
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from muse.data.index import write_index
 from muse.data.preparation import sources, splitting
-from muse.data.preparation.shards import ShardWriter, clear_previous
+from muse.data.preparation.shards import ShardWriter, clear_previous, print_left_out, summarise
 from muse.data.transforms import load_image
 
 SPLITS = ("train", "validation")
@@ -48,6 +48,9 @@ def prepare(args):
     for name in ("size", "per_cutout", "validation_per_cutout", "workers"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    for folder in (args.cutouts, args.backgrounds):
+        if folder and not Path(folder).is_dir():
+            raise FileNotFoundError(f"{folder} is no directory; --cutouts and --backgrounds take folders")
     left_out = {}
     cutouts = find_cutouts(args.cutouts or sources.stamps_folder(args.cache), bool(args.cutouts), args.size, left_out)
     backgrounds = find_backgrounds(args.backgrounds or sources.photographs_folder(args.cache),
@@ -57,7 +60,7 @@ def prepare(args):
     classes = sorted({cutout.label for cutout in cutout_sides["train"]})
     clear_previous(args.output)
     index = {"format": 1, "recipe": "photographs", "size": args.size, "seed": args.seed, "classes": classes,
-             "splits": {}, "left_out": {reason: sorted(names) for reason, names in sorted(left_out.items())}}
+             "splits": {}, "left_out": summarise(left_out)}
     for split, repeats in zip(SPLITS, (args.per_cutout, args.validation_per_cutout)):
         jobs = plan(cutout_sides[split], background_sides[split], repeats, args.seed)
         index["splits"][split] = write_split(args, split, jobs, classes)
@@ -244,5 +247,4 @@ def report(index, sides):
     counts = {split: Counter(cutout.label for cutout in sides[split]) for split in SPLITS}
     for label in index["classes"]:
         print(f"  {label}: {counts['train'][label]} + {counts['validation'][label]}")
-    for reason, names in index["left_out"].items():
-        print(f"left out, {reason}: {len(names)} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})")
+    print_left_out(index["left_out"])

@@ -71,3 +71,15 @@ def clear_previous(directory):
     for split in index.get("splits", {}).values():
         for name in split["shards"]:
             (Path(directory) / name).unlink(missing_ok=True)
+
+
+def summarise(left_out, examples=20):
+    """{reason: list of names} -> {reason: {"count": n, "examples": the first names in order}} for the index."""
+    return {reason: {"count": len(names), "examples": sorted(names)[:examples]}
+            for reason, names in sorted(left_out.items())}
+
+
+def print_left_out(summary):
+    for reason, entry in summary.items():
+        more = ", ..." if entry["count"] > 3 else ""
+        print(f"left out, {reason}: {entry['count']} ({', '.join(entry['examples'][:3])}{more})")
