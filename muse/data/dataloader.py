@@ -38,17 +38,18 @@ def build_train_loader(config, *, batch_size, seed, rank=0, world_size=1, fields
 
 
 def build_eval_loader(shards, preprocessing, *, batch_size, num_workers=0, rank=0, world_size=1, fields=("image",),
-                      max_images=None, max_skipped_fraction=0.05):
+                      max_images=None):
     """Finite iterable of batches as `build_train_loader` describes, without `flipped`, centre-cropped.
 
     Over all processes and workers every sample of `shards` (or the first `max_images`, in the order of the shards)
-    comes exactly once, whatever the numbers; a process may get none. Each pass starts anew.
+    comes exactly once, whatever the numbers; a process may get none. Each pass starts anew, and ends in a ValueError
+    when more than the loader's `max_skipped_fraction` of its samples (and more than one) are broken.
     """
     sources = find_sources(shards, "dataset.params.eval_shards")
     decode = Decoder(fields, Preprocess(preprocessing, train=False), train=False)
     check_sources(sources, decode, "dataset.params.eval_shards")
     stream = EvalStream(sources, decode, batch_size, rank, world_size, max_images)
-    return EvalLoader(stream, num_workers, max_skipped_fraction)
+    return EvalLoader(stream, num_workers)
 
 
 class TrainLoader:
@@ -91,8 +92,10 @@ class TrainLoader:
 class EvalLoader:
     """Iterates an EvalStream; `.samples` and `.skipped` count this process's part of the last pass."""
 
-    def __init__(self, stream, num_workers, max_skipped_fraction):
-        self.stream, self.num_workers, self.limit = stream, num_workers, max_skipped_fraction
+    max_skipped_fraction = 0.05
+
+    def __init__(self, stream, num_workers):
+        self.stream, self.num_workers = stream, num_workers
         self.samples = self.skipped = 0
 
     def __iter__(self):
@@ -103,7 +106,7 @@ class EvalLoader:
                 continue
             seen, skipped = batch["counts"]
             self.samples, self.skipped = self.samples + seen - skipped, self.skipped + skipped
-        if self.skipped > max(1, self.limit * (self.samples + self.skipped)):
+        if self.skipped > max(1, self.max_skipped_fraction * (self.samples + self.skipped)):
             raise ValueError(f"{self.skipped} of {self.samples + self.skipped} evaluation samples are broken (named "
                              "above): the figures would not describe this data; repair the shards")
 

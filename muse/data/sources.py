@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import braceexpand
-from webdataset.gopen import gopen
+from webdataset.gopen import gopen, set_options
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 REMOTE = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)")
@@ -101,6 +101,7 @@ class Tail:
         return not self.first.startswith(self.COMPRESSED) and any(self.last[-tarfile.BLOCKSIZE:])
 
     def close(self):
+        set_options(self.stream, ignore_errors=True)  # a pipe closed early ends by a signal; a failure cuts the tar
         self.stream.close()
 
 

@@ -149,7 +149,8 @@ def test_truncated_shard_gives_what_it_holds_and_is_named(tmp_path, make_tar, ma
     (tmp_path / "cut-0.tar").write_bytes(data[: int(len(data) * cut)])
     make_tar(tmp_path / "cut-1.tar", {f"{i}": make_sample(10 + i) for i in range(8)})
     loader = build_eval_loader(f"{tmp_path}/cut-*.tar", CROP, batch_size=4, num_workers=workers,
-                               fields=("image", "caption", "label", "mask"), max_skipped_fraction=0.2)
+                               fields=("image", "caption", "label", "mask"))
+    loader.max_skipped_fraction = 0.2
     found = sorted(labels(loader))
     assert found == [*range(len(found) - 8), *range(10, 18)] and int(8 * cut) - 1 <= len(found) - 8 <= 8 * cut + 1
     assert loader.skipped in (1, 2)
@@ -230,3 +231,18 @@ def test_pipe_source(tmp_path, make_tar, make_sample, caplog):
     assert [(batch["key"], batch["label"].tolist()) for batch in loader] == [(["0.tar/a"], [5])]
     with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match="no usable sample in pipe:cat"):
         build_eval_loader(f"pipe:cat {tmp_path}/absent.tar 2>/dev/null", CROP, batch_size=2)
+
+
+def test_pipe_may_be_left_early(tmp_path, make_tar, make_sample, caplog, recwarn):
+    make_tar(tmp_path / "0.tar", {str(i): {**make_sample(i), "bin": bytes(200_000)} for i in range(20)})
+    loader = build_eval_loader(f"pipe:cat {tmp_path}/0.tar", CROP, batch_size=2, fields=("label",), max_images=3)
+    assert labels(loader) == [0, 1, 2]
+    assert not caplog.records and not recwarn.list
+
+
+def test_failing_pipe_is_a_broken_shard(tmp_path, make_tar, make_sample, caplog):
+    make_tar(tmp_path / "0.tar", {str(i): make_sample(i) for i in range(20)})
+    loader = build_eval_loader([f"pipe:head -c 9000 {tmp_path}/0.tar; exit 3", f"{tmp_path}/0.tar"], CROP, batch_size=2,
+                               fields=("label",))
+    loader.max_skipped_fraction = 1
+    assert len(labels(loader)) > 20 and "cannot be read to its end" in caplog.text
