@@ -30,13 +30,14 @@ fi
 if [ -n "${MIXED_PRECISION:-}" ]; then set -- "$@" "training.mixed_precision=$MIXED_PRECISION"; fi
 
 python=${PYTHON:-$(command -v python || command -v python3)}
-gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+found=$("$python" -c 'import torch; print(torch.cuda.device_count(), torch.get_num_threads())')
+read -r gpus threads <<<"$found"
 machines=${NUM_MACHINES:-1}
 launch=(--num_machines "$machines" --machine_rank "${MACHINE_RANK:-0}" --dynamo_backend no)
 launch+=(--mixed_precision "${MIXED_PRECISION:-no}")  # the script itself sets the config's
 if [ "$gpus" -eq 0 ]; then
     [ "${NUM_PROCESSES:-1}" -eq 1 ] || fail "NUM_PROCESSES=$NUM_PROCESSES, but no GPU was found; one process runs on CPU"
-    launch+=(--cpu --num_processes 1)
+    launch+=(--cpu --num_processes 1 --num_cpu_threads_per_process "$threads")
 else
     processes=${NUM_PROCESSES:-$((gpus * machines))}
     launch+=(--num_processes "$processes")

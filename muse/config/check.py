@@ -25,13 +25,16 @@ class Report:
         """`function(*args)`, or None after noting the mistake that it reports."""
         try:
             return function(*args)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             self.problems.append(str(error))
             return None
 
 
 def check(path, overrides=(), processes: Optional[int] = None) -> Report:
-    """Examine a configuration without loading weights; nothing is downloaded. `processes`: None finds the GPUs."""
+    """Examine a configuration; no backbone's weights are loaded and nothing is downloaded.
+
+    `processes`: of the run to come; None takes NUM_PROCESSES or the GPUs here.
+    """
     report = Report()
     config = report.attempt(load_config, path, overrides)
     if config is not None:
@@ -52,8 +55,8 @@ def describe(config: MuseConfig, report: Report, processes: int) -> None:
     _parent(config, stage, report)
     report.lines += ["", "Losses"]
     _losses(config, report)
-    report.lines += ["", "Weight files"]
-    _weight_files(config, report)
+    report.lines += ["", "Networks of losses and metrics"]
+    _loss_networks(config, report)
     report.lines += ["", "Data"]
     samples = _data(config, report)
     report.lines += ["", "Batches"]
@@ -149,8 +152,7 @@ def _parent(config, stage, report):
         return
     parent = report.attempt(find_parent, config, stage)
     if parent is None:
-        missing = stage.parent is not None and not config.experiment.allow_foreign_parent
-        report.lines.append("  nothing yet (see below)" if missing else "  pretrained backbones")
+        report.lines.append("  pretrained backbones" if stage.parent is None else "  no parent (see the errors)")
     else:
         report.lines.append(f"  {parent}")
 
@@ -168,23 +170,17 @@ def _losses(config, report):
                                               f"{last})" if losses.discriminator_weight > 0 else ""))
 
 
-def _weight_files(config, report):
-    files = {}
-    if config.losses.perceptual_weight > 0:
-        files = {f"losses.perceptual_weights.{name}": file for name, file in config.losses.perceptual_weights.items()}
-    for name in ("frechet", "perceptual"):
-        if getattr(config.evaluation, name) != "none":
-            files[f"evaluation.{name}_weights"] = getattr(config.evaluation, f"{name}_weights")
-    for key, file in files.items():
-        if file is None:
-            report.lines.append(f"  {key}: the library's own cache or download")
-        elif Path(file).is_file():
-            report.lines.append(f"  {key}: {file} (found)")
-        else:
-            report.lines.append(f"  {key}: {file} (missing)")
-            report.problems.append(f"{key} is {file}, and there is no such file")
-    if not files:
-        report.lines.append("  none")
+def _loss_networks(config, report):
+    """Build what losses and evaluation load, since their weight files are the last thing a run would miss."""
+    from muse.evaluation.evaluator import Evaluator
+    from muse.models.perceptual_loss import PerceptualLoss
+    losses, evaluation = config.losses, config.evaluation
+    if losses.perceptual_weight > 0:
+        built = report.attempt(PerceptualLoss, losses.perceptual_loss, losses.perceptual_weights)
+        report.lines.append(f"  loss: {losses.perceptual_loss} ({'found' if built else 'see the errors'})")
+    built = report.attempt(Evaluator, evaluation, "cpu")
+    report.lines.append(f"  evaluation: Frechet {evaluation.frechet}, perceptual {evaluation.perceptual} "
+                        f"({'found' if built else 'see the errors'})")
 
 
 def _data(config, report) -> Optional[int]:
@@ -199,9 +195,9 @@ def _data(config, report) -> Optional[int]:
         counts = [report.attempt(_count, source) for source in sources]
         share = sum(source.weight for source in sources)
         for source, count in zip(sources, counts):
-            known = "unknown number of samples" if count is None else f"{count} samples"
+            known = "unknown number of samples" if count is None else _plural(count, "sample")
             mixed = f", {source.weight / share:.0%} of the mixture" if len(sources) > 1 else ""
-            report.lines.append(f"  {split}: {len(source.urls)} shards, {known}{mixed}: {source.urls[0]}"
+            report.lines.append(f"  {split}: {_plural(len(source.urls), 'shard')}, {known}{mixed}: {source.urls[0]}"
                                 + (" ..." if len(source.urls) > 1 else ""))
         totals[split] = sum(counts) if counts and None not in counts else None
     return totals["train_shards"]
@@ -223,8 +219,8 @@ def _batches(config, report, processes, samples):
     seen = batch * training.max_train_steps
     epochs = f", {seen / samples:.1f} epochs of {samples}" if samples else ""
     report.lines += [
-        f"  {training.per_gpu_batch_size} images x {training.gradient_accumulation_steps} accumulated x {processes} "
-        f"process{'es' if processes > 1 else ''} = {batch} images a step",
+        f"  {training.per_gpu_batch_size} images x {training.gradient_accumulation_steps} accumulated x "
+        f"{_plural(processes, 'process', 'es')} = {batch} images a step",
         f"  {training.max_train_steps} steps = {seen} images{epochs}"]
     warmup = config.lr_scheduler.params.warmup_steps
     if warmup >= training.max_train_steps:
@@ -233,4 +229,8 @@ def _batches(config, report, processes, samples):
 
 
 def _millions(count: int) -> str:
-    return f"{count / 1e6:.2f} M"
+    return f"{count / 1e6:.2f} M" if count >= 5000 else str(count)
+
+
+def _plural(count: int, noun: str, ending: str = "s") -> str:
+    return f"{count} {noun}{'' if count == 1 else ending}"

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDER = """#!/usr/bin/env bash
-if [ "$1" = -c ]; then echo "$FAKE_GPUS"; exit; fi
+if [ "$1" = -c ]; then echo "$FAKE_GPUS 2"; exit; fi
 printf '%s\\n' "$@"
 printf '%s\\n' "CHECKPOINT_DIR=${CHECKPOINT_DIR:-}" "DATA_DIR=${DATA_DIR:-}" "PYTHONPATH=$PYTHONPATH"
 exit "${FAKE_STATUS:-0}"
@@ -73,6 +73,13 @@ def test_arguments_keep_their_shape(launch, tmp_path):
 def test_default_is_muse_1b(launch):
     assert str(ROOT / "configs/muse_1b/stage1.yaml") in launch(**PLACES)[1]
     assert str(ROOT / "configs/muse_1b/stage1.yaml") in launch("training.seed=1", **PLACES)[1]
+
+
+def test_without_torch_it_stops(launch, tmp_path):
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho no torch >&2; exit 1\n")
+    broken.chmod(0o755)
+    assert launch("muse_tiny", PYTHON=str(broken))[::2] == (1, "no torch\n")
 
 
 def test_a_failed_run_fails_the_launcher(launch):
