@@ -61,6 +61,9 @@ def test_deb_of_the_pinned_version(commands, tmp_path, recwarn):
 def test_deb_of_another_release_is_checked_against_the_index(commands, tmp_path):
     with pytest.warns(UserWarning, match="some-pack_2.0-1_all.deb stands in for some-pack 1.0-1: figures may differ"):
         assert fetch_deb("some-pack", "1.0-1", "00", tmp_path).name == "some-pack_2.0-1_all.deb"
+    with pytest.warns(UserWarning, match="stands in"):
+        assert fetch_deb("some-pack", "1.0-1", "00", tmp_path).read_bytes() == PAYLOAD
+    assert sum("download" in command for command in commands) == 1
 
 
 def test_deb_that_fits_neither_checksum_is_refused(commands, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from muse.data.preparation import images
 
 
 def add_arguments(parser):
+    """Options of the recipe."""
     parser.add_argument("--input", required=True, metavar="PATH",
                         help="folder of IMAGE with IMAGE.txt, or a .csv, .jsonl or .parquet table")
     parser.add_argument("--path-column", default="path", help="the table's column of image paths (path)")
@@ -60,11 +61,13 @@ def from_table(table, args):
 
 
 def read_csv(path):
+    """Rows of a CSV table with a header, as dicts."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         yield from csv.DictReader(file)
 
 
 def read_jsonl(path):
+    """Rows of a table with one JSON object a line; ValueError names the line that is none."""
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -79,6 +82,7 @@ def read_jsonl(path):
 
 
 def read_parquet(path):
+    """Rows of a parquet table; ValueError when pyarrow is not installed."""
     try:
         from pyarrow import parquet
     except ImportError:

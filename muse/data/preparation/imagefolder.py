@@ -5,6 +5,7 @@ from muse.data.preparation import images
 
 
 def add_arguments(parser):
+    """Options of the recipe."""
     parser.add_argument("--input", required=True, metavar="DIR", help="CLASS/IMAGE, at any depth below the class")
     parser.add_argument("--validation", metavar="DIR", help="validation images in folders of the same classes")
     images.add_common_arguments(parser)
@@ -32,6 +33,7 @@ def prepare(args):
 
 
 def class_folders(folder):
+    """Names of the class folders in order; FileNotFoundError / ValueError when there is no folder, or none in it."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder} is no directory; --input and --validation take folders of class folders")
     names = sorted(path.name for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -26,6 +26,7 @@ class Item:
 
 
 def add_common_arguments(parser):
+    """Options that every recipe for existing images has."""
     parser.add_argument("--output", required=True, metavar="DIR", help="where shards and dataset.json go")
     parser.add_argument("--validation-fraction", type=float, default=0.0, help="share held out for validation (0)")
     parser.add_argument("--size", type=int, help="shrink to this shorter edge in pixels; default: files as they are")
@@ -35,6 +36,7 @@ def add_common_arguments(parser):
 
 
 def check_arguments(args):
+    """ValueError for a common option out of its range."""
     if not 0 <= args.validation_fraction < 1:
         raise ValueError(f"--validation-fraction must be at least 0 and below 1, got {args.validation_fraction}")
     for name in ("size", "samples_per_shard", "workers"):
@@ -44,6 +46,7 @@ def check_arguments(args):
 
 
 def is_image(path):
+    """Whether a path is a file of a kind that the recipes read."""
     return path.suffix.lower() in READABLE and path.is_file()
 
 
@@ -74,6 +77,7 @@ def write(args, recipe, splits, left_out, extra):
 
 
 def write_split(args, name, items, left_out):
+    """Write the shards of one split; returns its entry of dataset.json."""
     pack = functools.partial(pack_item, size=args.size)
     with ShardWriter(args.output, name, args.samples_per_shard) as writer, ProcessPoolExecutor(args.workers) as pool:
         packed = pool.map(pack, items, chunksize=16)

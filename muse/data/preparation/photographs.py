@@ -32,6 +32,7 @@ class Cutout:
 
 
 def add_arguments(parser):
+    """Options of the recipe."""
     parser.add_argument("--output", required=True, metavar="DIR", help="where shards and dataset.json go")
     parser.add_argument("--size", type=int, default=112, help="side of the pictures in pixels (112)")
     parser.add_argument("--per-cutout", type=int, default=8, help="training pictures of each cut-out (8)")
@@ -187,6 +188,7 @@ def plan(cutouts, backgrounds, repeats, seed):
 
 
 def write_split(args, split, jobs, classes):
+    """Render and write the shards of one split; returns its entry of dataset.json."""
     render = functools.partial(render_job, size=args.size, classes=classes)
     with ShardWriter(args.output, split) as writer, ProcessPoolExecutor(args.workers) as pool:
         rendered = pool.map(render, jobs, chunksize=16)
@@ -196,6 +198,7 @@ def write_split(args, split, jobs, classes):
 
 
 def render_job(job, size, classes):
+    """Files of one sample (extension -> content) of one entry of `plan`."""
     cutout, background, seeds = job
     picture, mask = compose(open_cutout(cutout.path), open_background(background, size), size,
                             np.random.default_rng([*seeds, 1]))
@@ -235,12 +238,14 @@ def compose(cutout, background, size, rng):
 
 
 def save(image, kind, **options):
+    """Encoded bytes of a PIL image."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def report(index, sides):
+    """Print counts by split and class, and what was left out."""
     for split, entry in index["splits"].items():
         print(f"{split}: {entry['samples']} pictures of {entry['cutouts']} cut-outs on {entry['backgrounds']} "
               f"backgrounds in {len(entry['shards'])} shard(s)")

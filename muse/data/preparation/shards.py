@@ -60,6 +60,7 @@ class ShardWriter:
 
 
 def encode(content):
+    """bytes as they are, str as UTF-8, anything else as JSON."""
     if isinstance(content, bytes):
         return content
     return (content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)).encode("utf-8")
@@ -80,6 +81,7 @@ def summarise(left_out, examples=20):
 
 
 def print_left_out(summary):
+    """Print a summary that `summarise` made, a line for each reason."""
     for reason, entry in summary.items():
         more = ", ..." if entry["count"] > 3 else ""
         print(f"left out, {reason}: {entry['count']} ({', '.join(entry['examples'][:3])}{more})")
