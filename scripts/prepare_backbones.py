@@ -1,7 +1,8 @@
 """Fetch and convert the miniature's backbones.
 
 Usage: python scripts/prepare_backbones.py tiny --output DIR [--cache DIR]
-Writes DIR/tiny/{encoder,teacher,text_encoder}, the loss networks' weights and sources.json (versions, checksums, licences).
+Writes DIR/tiny/{encoder,teacher,text_encoder}, the loss networks' weights, and sources.json (versions, checksums,
+licences).
 """
 import argparse
 

@@ -8,7 +8,7 @@ from muse.models.lpips import find_weights, read_weights, torch_cache
 
 
 class FrechetFeatures(nn.Module):
-    """Images [0,1] B 3 H W, already rounded to 8 bits by the evaluator -> features B F, float32, whatever autocast says."""
+    """Images [0,1] B 3 H W, rounded to 8 bits by the evaluator -> features B F, float32, whatever autocast says."""
 
     def __init__(self, extract, network):
         super().__init__()

@@ -1,4 +1,5 @@
-"""Perceptual distances: LPIPS on VGG16 (Zhang et al., CVPR 2018) and its shift-tolerant relatives (Ghildyal and Liu, ECCV 2022).
+"""Perceptual distances: LPIPS on VGG16 (Zhang et al., CVPR 2018) and its shift-tolerant relatives (Ghildyal and Liu,
+ECCV 2022).
 
 Both compare unit-normalised features of five stages under learned non-negative channel weights ("heads").
 """
@@ -29,7 +30,7 @@ class FeatureDistance(nn.Module):
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None], persistent=False)
 
     def load(self, state):
-        """Take the weights of a published state dict (torchvision's, lpips' or stlpips' names), complete or ValueError."""
+        """Take the weights of a published state dict (torchvision's, lpips' or stlpips' names); ValueError if incomplete."""
         trunk, heads = {}, {}
         for name, tensor in state.items():
             if match := TRUNK_NAME.fullmatch(name):
@@ -66,8 +67,8 @@ class FeatureDistance(nn.Module):
 class LPIPS(FeatureDistance):
     """LPIPS-VGG. `weights`: a file of the heads, or of heads and trunk; `trunk`: a file of torchvision's VGG16.
 
-    What is not given is looked for where its library keeps it: heads in the installed `lpips` package or torch-fidelity's
-    download, trunk in torchvision's. Nothing is downloaded; FileNotFoundError tells what to get.
+    What is not given is looked for where its library keeps it: heads in the installed `lpips` package or
+    torch-fidelity's download, trunk in torchvision's. Nothing is downloaded; FileNotFoundError tells what to get.
     """
 
     def __init__(self, weights=None, trunk=None):
@@ -83,8 +84,8 @@ class ShiftTolerantLPIPS(FeatureDistance):
 
     def __init__(self, weights, net=None):
         if weights is None:
-            raise FileNotFoundError("shift-tolerant LPIPS needs its weight file: scripts/prepare_backbones.py tiny writes "
-                                    "st_lpips_alex.safetensors and st_lpips_vgg.safetensors")
+            raise FileNotFoundError("shift-tolerant LPIPS needs its weight file: scripts/prepare_backbones.py tiny "
+                                    "writes st_lpips_alex.safetensors and st_lpips_vgg.safetensors")
         state = read_weights(weights)
         found = "alex" if state.get("net.slice1.0.weight", torch.empty(0)).shape[-1:] == (11,) else "vgg"
         if net not in (None, found):
@@ -188,7 +189,8 @@ def _lpips_heads():
 
 def _vgg16_trunk():
     return find_weights([torch_cache("vgg16-397923af.pth")],
-                  "VGG16 weights for LPIPS: let torchvision download VGG16_Weights.IMAGENET1K_V1, or name a file of `vgg16`")
+                        "VGG16 weights for LPIPS: let torchvision download VGG16_Weights.IMAGENET1K_V1, "
+                        "or name a file of `vgg16`")
 
 
 def _copy(targets, tensors, what):

@@ -43,15 +43,15 @@ def parse_spec(spec):
     except ValueError:
         factors = []
     if not names or words[:len(names)] != names or len(factors) != len(set(names)) or min(factors) <= 0:
-        raise ValueError(f"perceptual_loss is '{spec}': write different names, then as many positive weights, joined by "
-                         f"'-', such as lpips-convnext_s-1.0-0.1; names are {', '.join(NETWORKS)}")
+        raise ValueError(f"perceptual_loss is '{spec}': write different names, then as many positive weights, joined "
+                         f"by '-', such as lpips-convnext_s-1.0-0.1; names are {', '.join(NETWORKS)}")
     return dict(zip(names, factors))
 
 
 class Classifier(nn.Module):
     """A frozen ImageNet classifier that normalises inside: images [0,1] B 3 H W -> logits, B classes, float32.
 
-    `size` is the side that images are resized to (bilinear, antialias); `enlarge` False leaves smaller ones as they are.
+    `size`: the side that images are resized to (bilinear, antialias); `enlarge` False leaves smaller ones alone.
     """
 
     def __init__(self, network, mean, std, size=224, enlarge=True):

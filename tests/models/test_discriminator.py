@@ -47,7 +47,7 @@ def test_blur_is_same_padded_and_keeps_constants_inside():
         out = BlurDownsample()(torch.ones(1, 2, side, side))
         assert out.shape == (1, 2, (side + 1) // 2, (side + 1) // 2)
         torch.testing.assert_close(out[:, :, 1:-1, 1:-1], torch.ones_like(out[:, :, 1:-1, 1:-1]))
-        assert out[0, 0, 0, 0] == pytest.approx((7 / 8) ** 2)  # one of eight weights falls on the zero padding, per axis
+        assert out[0, 0, 0, 0] == pytest.approx((7 / 8) ** 2)  # per axis, one of eight weights meets the padding
 
 
 def test_real_and_fake_in_one_pass_equal_two_passes():
