@@ -29,7 +29,8 @@ def build_flags():
     size = flags.add_mutually_exclusive_group()
     size.add_argument("--pad", action="store_true", help="keep the image's size (this is the default)")
     size.add_argument("--resize", type=int, metavar="N", help="resize the shorter edge to N pixels first")
-    size.add_argument("--max_side", type=int, metavar="N", help="shrink images whose longer edge exceeds N pixels first")
+    size.add_argument("--max_side", type=int, metavar="N",
+                      help="first shrink images whose longer edge exceeds N pixels")
     flags.add_argument("--side_by_side", action="store_true", help="also NAME_comparison.png: original, reconstruction")
     flags.add_argument("--save_latents", choices=("npz", "safetensors"),
                        help="also NAME_latent.*: `latent` C x h x w float32, `size` (height, width)")
@@ -60,7 +61,7 @@ def fit(image, resize=None, max_side=None):
 
 @torch.no_grad()
 def reconstruct(model, image, device):
-    """PIL image -> (original 1 x 3 x H x W, reconstruction 1 x 3 x H x W, both 8-bit levels in [0, 1], latent C x h x w)."""
+    """PIL image -> (original, reconstruction: 1 x 3 x H x W, 8-bit levels in [0, 1]; latent: C x h x w)."""
     images = to_tensor(image).unsqueeze(0).to(device).float() / 255  # 1 3 H W
     padded, (height, width) = pad_to_multiple(images, model.size_divisor)
     with full_precision(device):
@@ -109,7 +110,8 @@ def main(argv=None):
             image_grid([original, reconstruction], ["original", "reconstruction"]).save(f"{name}_comparison.png")
         if args.save_latents:
             save_latent(latent, image.size[::-1], f"{name}_latent", args.save_latents)
-        print(f"{file}: {image.width} x {image.height}, PSNR {psnr(original, reconstruction).item():.2f} dB", flush=True)
+        quality = psnr(original, reconstruction).item()
+        print(f"{file}: {image.width} x {image.height}, PSNR {quality:.2f} dB", flush=True)
     print(f"{len(files) - broken} of {len(files)} images reconstructed in {output}")
     return 1 if broken else 0
 

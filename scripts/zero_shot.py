@@ -15,7 +15,7 @@ def main(argv=None):
     flags = runtime.add_flags(parser("Zero-shot accuracy of the semantic feature against embedded class names."))
     flags.add_argument("--output", metavar="DIR", help="default: evaluation/<checkpoint> beside the checkpoint")
     flags.add_argument("--classes", metavar="FILE",
-                       help="text file, one name a line in label order, or `imagenet`; default: the shards' dataset.json")
+                       help="text file, one name a line in label order, or imagenet; default: the shards' dataset.json")
     flags.add_argument("--templates", default="openai", metavar="NAME",
                        help="openai (80 prompts), simple, or a text file with one template a line; default: openai")
     args, config = parse(flags, argv, resolve_env=False)

@@ -35,7 +35,8 @@ def psnr(a, b):
 def ssim(a, b):
     """Structural similarity of each pair (convention: see the module). B x 3 x H x W in [0, 1], sides >= 11 -> B."""
     if min(a.shape[-2:]) < WINDOW:
-        raise ValueError(f"SSIM needs sides of at least {WINDOW} pixels, got {tuple(a.shape[-2:])}: evaluate larger images")
+        raise ValueError(f"SSIM needs sides of at least {WINDOW} pixels, got {tuple(a.shape[-2:])}: "
+                         "evaluate larger images")
     offsets = torch.arange(WINDOW, device=a.device, dtype=torch.float32) - WINDOW // 2
     kernel = torch.exp(-offsets.square() / (2 * SIGMA**2))
     kernel = kernel / kernel.sum()
@@ -136,7 +137,8 @@ class Evaluator:
         if config.frechet not in (*FRECHET_NAMES, "none"):
             raise ValueError(f"evaluation.frechet is {config.frechet!r}: use one of {', '.join(FRECHET_NAMES)}, none")
         if config.perceptual not in (*PERCEPTUAL_NAMES, "none"):
-            raise ValueError(f"evaluation.perceptual is {config.perceptual!r}: use one of {', '.join(PERCEPTUAL_NAMES)}, none")
+            raise ValueError(f"evaluation.perceptual is {config.perceptual!r}: "
+                             f"use one of {', '.join(PERCEPTUAL_NAMES)}, none")
         self.device = torch.device(device)
         self.frechet_name = FRECHET_NAMES.get(config.frechet)
         self.features = _frechet_network(config, self.device) if self.frechet_name else None
@@ -156,7 +158,8 @@ class Evaluator:
     def update(self, images, reconstruction):
         """Add a batch: images and reconstruction B x 3 x H x W, nominally in [0, 1] (clamped and rounded here)."""
         if images.shape != reconstruction.shape:
-            raise ValueError(f"images {tuple(images.shape)} and reconstruction {tuple(reconstruction.shape)} differ in shape")
+            raise ValueError(f"images {tuple(images.shape)} and reconstruction {tuple(reconstruction.shape)} "
+                             "differ in shape: crop or resize one of them")
         with full_precision(self.device):
             images = round_to_8_bits(images.to(self.device).float())
             reconstruction = round_to_8_bits(reconstruction.to(self.device).float())
@@ -192,10 +195,11 @@ class Evaluator:
             self.gaussians = [GaussianSums(empty.shape[1], self.sums.device) for _ in range(2)]
         dim = len(self.gaussians[0].first)
         if count < 2:
-            raise ValueError(f"{self.frechet_name} needs at least 2 images, got {count}: evaluate more, or set evaluation.frechet=none")
+            raise ValueError(f"{self.frechet_name} needs at least 2 images, got {count}: "
+                             "evaluate more, or set evaluation.frechet=none")
         if count < dim:
-            warnings.warn(f"{self.frechet_name} from {count} images with {dim} features: below {dim} images its covariance is "
-                          "rank-deficient; compare only with figures from the same images", stacklevel=3)
+            warnings.warn(f"{self.frechet_name} from {count} images with {dim} features: below {dim} images its "
+                          "covariance is rank-deficient; compare only with figures from the same images", stacklevel=3)
         (mean_a, cov_a), (mean_b, cov_b) = (gaussian.moments() for gaussian in self.gaussians)
         return frechet_distance(mean_a, cov_a, mean_b, cov_b)
 
@@ -215,7 +219,8 @@ def _perceptual_network(config, device):
     from muse.models import lpips
 
     if config.perceptual == "st_lpips" and config.perceptual_weights is None:
-        raise ValueError("evaluation.perceptual=st_lpips needs evaluation.perceptual_weights: name its weight file, or set none")
+        raise ValueError("evaluation.perceptual=st_lpips needs evaluation.perceptual_weights: "
+                         "name its weight file, or set evaluation.perceptual=none")
     network = {"lpips": lpips.LPIPS, "st_lpips": lpips.ShiftTolerantLPIPS}[config.perceptual]
     return network(config.perceptual_weights).to(device).eval()
 

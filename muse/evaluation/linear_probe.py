@@ -62,7 +62,8 @@ def probe_features(train, test, num_classes=None, device="cpu", **options):
     cannot know, and for fewer than 2 training images.
     """
     if len(train["label"]) < 2:
-        raise ValueError(f"a linear probe needs at least 2 training images, got {len(train['label'])}: check the training shards")
+        raise ValueError(f"a linear probe needs at least 2 training images, got {len(train['label'])}: "
+                         "check the training shards")
     count = num_classes or int(train["label"].max()) + 1
     for split, data in (("training", train), ("test", test)):
         low, high = int(data["label"].min()), int(data["label"].max())

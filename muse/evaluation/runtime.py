@@ -1,4 +1,5 @@
-"""What the evaluation scripts share: flags, device and processes, the model of a checkpoint, its loader, the results."""
+"""What the evaluation scripts share: flags, device and processes, a checkpoint's model, its loader, the results."""
+import atexit
 import json
 import re
 import sys
@@ -42,6 +43,7 @@ def start(device=None):
     from accelerate import PartialState
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
     state = PartialState(cpu=device == "cpu" or not accelerated)  # accelerate counts CPU processes only when told so
+    atexit.register(state.destroy_process_group)  # a gloo group still alive at exit may abort the process
     if state.is_main_process:
         warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {message}\n"
     else:
@@ -51,7 +53,8 @@ def start(device=None):
         try:
             chosen = torch.empty(0, device=device).device
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"--device {device} cannot be used here ({str(error).splitlines()[0]}): leave it out") from error
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"--device {device} cannot be used here ({reason}): leave it out") from error
     return Runtime(chosen, state.process_index, state.num_processes)
 
 
@@ -65,7 +68,8 @@ def find_checkpoint(path):
         beside = path.name == "model.safetensors" and (path.parent / "config.yaml").is_file()
         return path.parent if beside else path
     if not path.is_dir():
-        raise FileNotFoundError(f"no checkpoint at {path}: give a checkpoint directory, a run directory or a weight file")
+        raise FileNotFoundError(f"no checkpoint at {path}: give a checkpoint directory, a run directory or a weight "
+                                "file")
     inside = [] if (path / "model.safetensors").is_file() else list_complete(path)
     return inside[-1] if inside else path
 
@@ -84,7 +88,8 @@ def load_model(checkpoint, config, device, encoder_only=False):
         for name in SIZES:
             stored, asked = getattr(model.config, name), getattr(config.model, name)
             if stored != asked:
-                raise ValueError(f"{path} has model.{name}={stored} but the config says {asked}: give the config it was trained with")
+                raise ValueError(f"{path} has model.{name}={stored} but the config says {asked}: "
+                                 "give the config it was trained with")
     else:
         model_config = replace(config.model, decoder=None) if encoder_only else config.model
         model = MUSE_ViT(model_config, config.experiment.stage)
@@ -105,7 +110,8 @@ def eval_loader(config, runtime, fields=("image",), split="eval"):
         raise ValueError(f"{key} is not set: give it in the config or as {key}=PATTERN")
     unset = re.search(r"\$\{(?:oc\.env:)?(\w+)\}", str(shards))
     if unset:
-        raise ValueError(f"{key} uses the environment variable {unset[1]}, which is not set: export it, or pass {key}=PATTERN")
+        raise ValueError(f"{key} uses the environment variable {unset[1]}, which is not set: "
+                         f"export it, or pass {key}=PATTERN")
     loader = build_eval_loader(
         shards, config.dataset.preprocessing, batch_size=config.evaluation.batch_size, fields=fields,
         num_workers=config.dataset.params.num_workers, rank=runtime.rank, world_size=runtime.world_size,

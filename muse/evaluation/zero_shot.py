@@ -73,9 +73,10 @@ def embed_classes(text_encoder, class_names, templates, batch_size=256):
     Returns K x D float32 on the CPU.
     """
     sentences = [template(name) for name in class_names for template in templates]
-    parts = [text_encoder.encode(sentences[i:i + batch_size]).float().cpu() for i in range(0, len(sentences), batch_size)]
-    sentences = F.normalize(torch.cat(parts), dim=-1).view(len(class_names), len(templates), -1)  # K T D
-    return F.normalize(sentences.mean(1), dim=-1)
+    starts = range(0, len(sentences), batch_size)
+    parts = [text_encoder.encode(sentences[i:i + batch_size]).float().cpu() for i in starts]
+    embedded = F.normalize(torch.cat(parts), dim=-1).view(len(class_names), len(templates), -1)  # K T D
+    return F.normalize(embedded.mean(1), dim=-1)
 
 
 def classify(semantic, labels, class_embeddings, class_names):
@@ -94,8 +95,8 @@ def classify(semantic, labels, class_embeddings, class_names):
     """
     check_labels(labels, len(class_names))
     if semantic.shape[1] != class_embeddings.shape[1]:
-        raise ValueError(f"the semantic feature has {semantic.shape[1]} dimensions and the text encoder {class_embeddings.shape[1]}: "
-                         "use the text encoder of training (model.text_encoder)")
+        raise ValueError(f"the semantic feature has {semantic.shape[1]} dimensions and the text encoder "
+                         f"{class_embeddings.shape[1]}: use the text encoder of training (model.text_encoder)")
     count = len(class_names)
     ranked = (semantic @ class_embeddings.T).topk(min(5, count), dim=1).indices  # N 5
     hits = ranked == labels[:, None]

@@ -35,7 +35,8 @@ def test_mean_kl_of_the_last_maps_head_mean():
 
 
 def test_a_teacher_of_another_grid_is_resized():
-    result = evaluate_topology(Student(), lambda images: (torch.full((len(images), 16, 16), 1 / 16), (4, 4)), batches(5), "cpu")
+    finer = lambda images: (torch.full((len(images), 16, 16), 1 / 16), (4, 4))  # noqa: E731
+    result = evaluate_topology(Student(), finer, batches(5), "cpu")
     assert abs(result["topology_kl_uniform"]) < 1e-5 < result["topology_kl"]
 
 
@@ -52,8 +53,8 @@ def test_the_real_student_and_teacher(variant):
     from muse.models import MUSE_ViT
     from muse.models.topology import TopologyTeacher
     torch.manual_seed(0)
-    encoder = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 7,
-               "image_size": 28, "layer_norm_eps": 1e-6}
+    encoder = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
+               "patch_size": 7, "image_size": 28, "layer_norm_eps": 1e-6}
     decoder = {"in_channels": 3, "latent_channels": 8, "attention_head_dim": 8, "decoder_block_types": ["ResBlock"],
                "decoder_block_out_channels": [8], "decoder_layers_per_block": [1], "decoder_qkv_multiscales": [[]],
                "decoder_norm_types": "rms_norm", "decoder_act_fns": "silu"}

@@ -15,7 +15,8 @@ def clusters(count, noise, seed, classes=5, dim=32):
 
 def split(count, seed, noise=2.0):
     pooled, labels = clusters(count, noise, seed)
-    return {"pooled": pooled, "encoder": torch.randn(count, 16, generator=torch.Generator().manual_seed(seed)), "label": labels}
+    noise = torch.randn(count, 16, generator=torch.Generator().manual_seed(seed))
+    return {"pooled": pooled, "encoder": noise, "label": labels}
 
 
 def test_probe_separates_what_is_separable():

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from muse.config import save_config
-from muse.config.schema import (BackboneConfig, DataParams, DatasetConfig, EncoderConfig, EvaluationConfig, ExperimentConfig,
-                                ModelConfig, MuseConfig, PreprocessingConfig, TeacherConfig, TextEncoderConfig)
+from muse.config.schema import (BackboneConfig, DataParams, DatasetConfig, EncoderConfig, EvaluationConfig,
+                                ExperimentConfig, ModelConfig, MuseConfig, PreprocessingConfig, TeacherConfig,
+                                TextEncoderConfig)
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ["red", "green", "blue"]
@@ -47,18 +48,21 @@ def tiny_model_config():
     return ModelConfig(
         muse_layers=2, width=32, heads=2, latent_dim=8, semantic_dim=16,
         encoder=EncoderConfig(config={
-            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 7,
-            "image_size": 28, "qkv_bias": True, "qk_normalization": False, "norm_type": "layer_norm", "hidden_act": "gelu",
-            "layer_norm_eps": 1e-6}),
+            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+            "patch_size": 7, "image_size": 28, "qkv_bias": True, "qk_normalization": False, "norm_type": "layer_norm",
+            "hidden_act": "gelu", "layer_norm_eps": 1e-6}),
         decoder=BackboneConfig(config={
             "in_channels": 3, "latent_channels": 8, "attention_head_dim": 8,
             "decoder_block_types": ["ResBlock"] * 3, "decoder_block_out_channels": [8, 8, 8],
-            "decoder_layers_per_block": [1, 1, 1], "decoder_qkv_multiscales": [[], [], []], "decoder_norm_types": "rms_norm",
-            "decoder_act_fns": "silu", "upsample_block_type": "interpolate", "decoder_in_shortcut": True}),
+            "decoder_layers_per_block": [1, 1, 1], "decoder_qkv_multiscales": [[], [], []],
+            "decoder_norm_types": "rms_norm", "decoder_act_fns": "silu", "upsample_block_type": "interpolate",
+            "decoder_in_shortcut": True}),
         teacher=TeacherConfig(config={"model_type": "dinov2", "hidden_size": 32, "num_hidden_layers": 2,
-                                      "num_attention_heads": 2, "patch_size": 7, "image_size": 28, "initializer_range": 1.0}),
+                                      "num_attention_heads": 2, "patch_size": 7, "image_size": 28,
+                                      "initializer_range": 1.0}),
         text_encoder=TextEncoderConfig(config={
-            "embed_dim": 16, "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}}))
+            "embed_dim": 16,
+            "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}}))
 
 
 def write_shard(path, count, seed, classes=3):
@@ -90,7 +94,8 @@ def tiny(tmp_path_factory):
         experiment=ExperimentConfig(stage=2, output_dir=str(root / "run"), init_checkpoint=str(root / "parent")),
         model=tiny_model_config(),
         dataset=DatasetConfig(
-            params=DataParams(train_shards=f"{root}/data/train-*.tar", eval_shards=f"{root}/data/validation-*.tar", num_workers=0),
+            params=DataParams(train_shards=f"{root}/data/train-*.tar", eval_shards=f"{root}/data/validation-*.tar",
+                              num_workers=0),
             preprocessing=PreprocessingConfig(resize_shorter_edge=28, crop_size=28)),
         evaluation=EvaluationConfig(batch_size=8, frechet="none", perceptual="none"))
     save_config(config, root / "config.yaml")

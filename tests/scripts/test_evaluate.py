@@ -31,22 +31,26 @@ def test_batch_size_changes_nothing_and_overrides_work(tiny, flags, call, tmp_pa
     for size in (3, 21):
         call("evaluate", *flags, "--output", tmp_path / str(size), f"evaluation.batch_size={size}", "--grid", 0)
     one, other = (read(tmp_path / str(size), "reconstruction") for size in (3, 21))
-    assert one["psnr"] == pytest.approx(other["psnr"], rel=1e-6) and one["ssim"] == pytest.approx(other["ssim"], rel=1e-5)
+    assert one["psnr"] == pytest.approx(other["psnr"], rel=1e-6)
+    assert one["ssim"] == pytest.approx(other["ssim"], rel=1e-5)
     assert not (tmp_path / "3/reconstructions.png").exists()
     status, *_ = call("evaluate", *flags, "--output", tmp_path / "few", "evaluation.max_images=4", "--grid", 2)
     assert status == 0 and read(tmp_path / "few", "reconstruction")["images"] == 4
 
 
 def test_default_output_lies_beside_the_checkpoint(tiny, call):
-    status, *_ = call("evaluate", f"config={tiny / 'config.yaml'}", "--checkpoint", tiny / "run/checkpoint-000001", "--grid", 0)
+    status, *_ = call("evaluate", f"config={tiny}/config.yaml", "--checkpoint", tiny / "run/checkpoint-000001",
+                      "--grid", 0)
     assert status == 0 and (tiny / "run/evaluation/checkpoint-000001/reconstruction.json").is_file()
 
 
 def test_released_weights_take_the_architecture_of_the_config(tiny, flags, call, tmp_path):
     call("evaluate", *flags, "--output", tmp_path / "a")
-    status, _, err = call("evaluate", "--config", tiny / "config.yaml", "--checkpoint", tiny / "released.bin", "--output", tmp_path / "b")
+    status, _, err = call("evaluate", "--config", tiny / "config.yaml", "--checkpoint", tiny / "released.bin",
+                          "--output", tmp_path / "b")
     assert status == 0, err
-    assert read(tmp_path / "b", "reconstruction")["psnr"] == pytest.approx(read(tmp_path / "a", "reconstruction")["psnr"], rel=1e-6)
+    one, other = (read(tmp_path / name, "reconstruction") for name in "ab")
+    assert one["psnr"] == pytest.approx(other["psnr"], rel=1e-6)
 
 
 def test_config_of_another_model(tiny, flags, call):
@@ -73,8 +77,9 @@ def test_missing_checkpoint_and_device(tiny, flags, call, tmp_path):
 
 
 def launch(tiny, *arguments, **environment):
-    command = ["bash", str(ROOT / "tools/evaluate.sh"), str(tiny / "config.yaml"), str(tiny / "run"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+    command = ["bash", ROOT / "tools/evaluate.sh", tiny / "config.yaml", tiny / "run", *arguments]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=240,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
 
 
 def test_launcher_fails_with_python(tiny, python, tmp_path):

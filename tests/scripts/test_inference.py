@@ -63,11 +63,13 @@ def test_latents_and_comparison(tiny, flags, call, tmp_path):
     assert Image.open(tmp_path / "out/a_comparison.png").width > 40
 
 
-@pytest.mark.parametrize("option, expected", [(("--resize", 20), (40, 20)), (("--max_side", 42), (42, 21)), (("--max_side", 999), (80, 40)),
-                                              (("--pad",), (80, 40))])
+@pytest.mark.parametrize("option, expected", [
+    (("--resize", 20), (40, 20)), (("--max_side", 42), (42, 21)), (("--max_side", 999), (80, 40)),
+    (("--pad",), (80, 40))])
 def test_sizes(tiny, flags, call, tmp_path, option, expected):
     picture(80, 40).save(tmp_path / "a.png")
-    status, *_ = call("inference", *flags, "--image_path", tmp_path / "a.png", "--output_dir", tmp_path / "out", *option)
+    status, *_ = call("inference", *flags, "--image_path", tmp_path / "a.png", "--output_dir", tmp_path / "out",
+                      *option)
     assert status == 0 and Image.open(tmp_path / "out/a_reconstruction.png").size == expected
 
 
@@ -107,5 +109,6 @@ def test_missing_checkpoint(tiny, call, tmp_path):
 
 def test_senseless_size(tiny, flags, call, tmp_path):
     picture(28, 28).save(tmp_path / "a.png")
-    status, _, err = call("inference", *flags, "--image_path", tmp_path / "a.png", "--output_dir", tmp_path, "--resize", 0)
+    status, _, err = call("inference", *flags, "--image_path", tmp_path / "a.png", "--output_dir", tmp_path,
+                          "--resize", 0)
     assert status == 1 and "--resize 0" in err
