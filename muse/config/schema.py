@@ -186,6 +186,7 @@ class LossesConfig:
     perceptual_weight: float = 1.1
     discriminator_weight: float = 0.1
     discriminator_start: int = 1_000_000  # step at which GAN terms begin
+    discriminator_channels: int = 128   # width of its first convolution; a multiple of 32
     lecam_weight: float = 0.001
     lecam_decay: float = 0.999          # of the running means of the discriminator's logits
     topology_weight: float = 2.0

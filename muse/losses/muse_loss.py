@@ -22,7 +22,7 @@ class MUSE_Loss(nn.Module):
         self.perceptual = (PerceptualLoss(config.perceptual_loss, config.perceptual_weights)
                            if config.perceptual_weight > 0 else None)
         adversarial = config.discriminator_weight > 0 and config.discriminator_start < max_train_steps
-        self.discriminator = PatchDiscriminator() if adversarial else None
+        self.discriminator = PatchDiscriminator(config.discriminator_channels) if adversarial else None
         self.lecam = LeCam(config.lecam_decay)
         self.logvar = nn.Parameter(torch.zeros(())) if config.learn_logvar else None
 
