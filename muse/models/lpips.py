@@ -30,7 +30,7 @@ class FeatureDistance(nn.Module):
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None], persistent=False)
 
     def load(self, state):
-        """Take the weights of a published state dict (torchvision's, lpips' or stlpips' names); ValueError if incomplete."""
+        """Take the weights of a published state dict (torchvision's, lpips' or stlpips' names) or raise ValueError."""
         trunk, heads = {}, {}
         for name, tensor in state.items():
             if match := TRUNK_NAME.fullmatch(name):
@@ -107,8 +107,9 @@ class ReflectedBlur(nn.Module):
         self.register_buffer("kernel", torch.outer(taps, taps).expand(channels, 1, 3, 3).clone(), persistent=False)
 
     def forward(self, x):
-        x = F.pad(x, (2, 2, 2, 2), mode="reflect")
-        return F.conv2d(x, self.kernel.to(x.dtype), stride=2, groups=x.shape[1])
+        with torch.autocast(x.device.type, enabled=False):  # which would pad in float32
+            x = F.pad(x, (2, 2, 2, 2), mode="reflect")
+            return F.conv2d(x, self.kernel.to(x.dtype), stride=2, groups=x.shape[1])
 
 
 class BlurredConv(nn.Conv2d):
@@ -121,7 +122,8 @@ class BlurredConv(nn.Conv2d):
         x = torch.cat([torch.cat([F.conv2d(x[..., rows, columns], self._blurred(taps_y, taps_x), self.bias, stride=2)
                                   for taps_x, columns in right], 3) for taps_y, rows in down], 2)
         # the first window, and the last one of an odd size, weighs the same three values as its neighbour
-        return F.pad(x, (1, 2 - len(right), 1, 2 - len(down)), mode="replicate")
+        with torch.autocast(x.device.type, enabled=False):
+            return F.pad(x, (1, 2 - len(right), 1, 2 - len(down)), mode="replicate")
 
     def _blurred(self, taps_y, taps_x):
         taps = torch.outer(self.weight.new_tensor(taps_y), self.weight.new_tensor(taps_x))
