@@ -18,9 +18,10 @@ ALIASES = {
     "dataset.params.num_workers_per_gpu": "dataset.params.num_workers",
     "training.enable_wandb": "experiment.trackers",
 }
-# Aliases whose value has another form.
+# Keys whose value may be written in another form.
 CONVERSIONS = {
     "training.enable_wandb": lambda enabled: ["wandb"] if enabled else [],
+    "training.mixed_precision": lambda value: "no" if value is False else value,  # YAML reads a bare `no` as false
 }
 # Keys of published files that have no meaning here, and why. They are warned about once, never an error.
 OBSOLETE = {

@@ -178,6 +178,11 @@ def test_published_spellings(write):
     assert (params.train_shards, params.eval_shards, params.num_workers) == ("a.tar", "b.tar", 3)
 
 
+@pytest.mark.parametrize("text, overrides", [("training: {mixed_precision: no}", []), ("", ["training.mixed_precision=no"])])
+def test_yaml_reads_a_bare_no_as_false(write, text, overrides):
+    assert load_config(write(text), overrides).training.mixed_precision == "no"
+
+
 def test_two_spellings_of_one_setting(write):
     with pytest.raises(ConfigError, match="'dataset.params.num_workers_per_gpu' and 'dataset.params.num_workers' name "
                                           "the same setting; keep 'dataset.params.num_workers'"):
