@@ -124,9 +124,10 @@ def load_for_resume(config):
     check_sizes(path, config)
     try:
         return path, torch.load(path / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path / STATE} cannot be read ({str(error).splitlines()[0]}): remove {path} to continue from "
-                         f"the checkpoint before it") from error
+    except Exception as error:  # a torn file makes torch raise almost anything; each means the same to the user
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise ValueError(f"{path / STATE} cannot be read ({reason}): remove {path} to continue from the checkpoint "
+                         f"before it") from error
 
 
 def find_parent(config, stage):
@@ -137,7 +138,7 @@ def find_parent(config, stage):
     """
     given, foreign = config.experiment.init_checkpoint, config.experiment.allow_foreign_parent
     if given is None:
-        if stage.parent is None or foreign:
+        if stage.parent is None:
             return None
         raise ValueError(f"stage {stage.number} starts from a stage {stage.parent} checkpoint: set "
                          f"experiment.init_checkpoint to its directory")

@@ -2,8 +2,9 @@
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
+from torch.nn.parallel import DistributedDataParallel
 
 from muse.training.tracking import check_trackers
 
@@ -15,17 +16,31 @@ def build_accelerator(config):
     """
     check_trackers(config.experiment.trackers)
     output_dir, precision = Path(config.experiment.output_dir), config.training.mixed_precision
-    try:
-        accelerator = Accelerator(
-            mixed_precision=precision, log_with=config.experiment.trackers or None,
-            project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / "tensorboard")),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)])
-    except ValueError as error:
-        raise ValueError(f"training.mixed_precision={precision} is not possible on this device ({error}): use bf16 or "
-                         f"no") from error
+    accelerator = Accelerator(
+        cpu=_no_accelerator(),  # said explicitly: else accelerate forms no group of CPU processes
+        mixed_precision=precision, log_with=config.experiment.trackers or None,
+        project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / "tensorboard")))
+    if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would compute in float32 and say nothing
+        raise ValueError("training.mixed_precision=fp16 needs a GPU, and this run is on the CPU: use bf16 or no")
     if config.training.enable_tf32:
         torch.set_float32_matmul_precision("high")
     return accelerator
+
+
+def _no_accelerator():
+    return not any(getattr(torch, kind).is_available() for kind in ("cuda", "mps", "xpu"))
+
+
+def distribute(accelerator, module, find_unused=False):
+    """`module` under the run's autocast, and in DistributedDataParallel where there are several processes.
+
+    find_unused: some trainable parameters may hear no loss; costs a walk over the graph each step.
+    """
+    module = accelerator.prepare_model(module, evaluation_mode=True)  # autocast alone
+    if accelerator.num_processes == 1:
+        return module
+    devices = None if accelerator.device.type == "cpu" else [accelerator.device]
+    return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=find_unused)
 
 
 class LossGraph(torch.nn.Module):
@@ -45,7 +60,8 @@ class LossGraph(torch.nn.Module):
     def forward(self, images, step, tokens=None, teacher=None, text=None):
         """images: B 3 H W; tokens: B N C or None; teacher: (map, grid) or None; text: B D or None; step from 0."""
         output = self.model(images, tokens=tokens, attention=teacher is not None)
-        total, report = self.loss(output, images, teacher=teacher, text=text, logit_scale=self.model.logit_scale, step=step)
+        scale = self.model.logit_scale
+        total, report = self.loss(output, images, teacher=teacher, text=text, logit_scale=scale, step=step)
         return total, report, output.reconstruction.detach()
 
     def trained(self):

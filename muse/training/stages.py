@@ -32,6 +32,6 @@ def get_stage(config):
         raise ValueError(f"experiment.stage is {number}: choose one of {', '.join(map(str, STAGES))}")
     stage = STAGES[number]
     if config.losses.itc_weight > 0 and not stage.needs_text:
-        raise ValueError(f"losses.itc_weight is {config.losses.itc_weight}, but stage {number} ({stage.name}) freezes the "
-                         f"semantic head: set it to 0 or train stage 2")
+        raise ValueError(f"losses.itc_weight is {config.losses.itc_weight}, but stage {number} ({stage.name}) freezes "
+                         f"the semantic head: set it to 0 or train stage 2")
     return stage

@@ -17,8 +17,8 @@ def check_trackers(names):
     """ValueError where a tracker's package is not installed (accelerate would leave it out in silence)."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise ValueError(f"experiment.trackers asks for {name}, which is not installed: pip install 'muse[logging]', "
-                             f"or take {name} out of the list")
+            raise ValueError(f"experiment.trackers asks for {name}, which is not installed: pip install "
+                             f"'muse[logging]', or take {name} out of the list")
 
 
 def write_text(path, text):
@@ -95,8 +95,8 @@ class Tracker:
 
     def close(self):
         """Flush and end the trackers."""
-        if self.accelerator.trackers:
-            self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
 
 class Averages:

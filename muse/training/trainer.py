@@ -14,7 +14,7 @@ from muse.models.muse_vit import MUSE_ViT
 from muse.models.tensor_files import weight_files
 from muse.training import checkpoint
 from muse.training.cache import Targets
-from muse.training.distributed import LossGraph, build_accelerator
+from muse.training.distributed import LossGraph, build_accelerator, distribute
 from muse.training.optimizers import Learner
 from muse.training.stages import STAGES, get_stage
 from muse.training.tracking import Averages, Tracker, epoch_size, format_step, write_json
@@ -42,11 +42,11 @@ class Trainer:
         self.log = setup_logger(self.accelerator.is_main_process)
         resumed = checkpoint.load_for_resume(config)
         self.parent = None if resumed else checkpoint.find_parent(config, self.stage)
-        set_seed(config.training.seed)  # equal weights in every process
+        set_seed(config.training.seed)  # equal networks in every process
         self._build_model(resumed[0] if resumed else self.parent)
         self._build_learners()
-        set_seed(config.training.seed, device_specific=True)  # drop path differs between processes
         self.targets = Targets(config, self.stage, self.model, self.loss, self.accelerator)
+        set_seed(config.training.seed, device_specific=True)  # what is drawn while training may differ between them
         self.loader = build_train_loader(
             config.dataset, batch_size=config.training.per_gpu_batch_size, seed=config.training.seed,
             rank=self.accelerator.process_index, world_size=self.accelerator.num_processes, fields=self.targets.fields)
@@ -80,15 +80,16 @@ class Trainer:
         config, params = self.config, self.config.optimizer.params
         steps = config.training.max_train_steps
         graph = LossGraph(self.model, self.loss)
-        self.learner = Learner.build(graph.trained(), config, params.learning_rate, steps, params.encoder_learning_rate_factor)
+        self.learner = Learner.build(graph.trained(), config, params.learning_rate, steps,
+                                     params.encoder_learning_rate_factor)
         self.ema = EMAModel(self.model, config.training.ema_decay) if config.training.use_ema else None
-        self.graph = self.accelerator.prepare_model(graph)
+        self.graph = distribute(self.accelerator, graph, find_unused=True)
         self.critic, self.critic_learner = None, None
         if self.loss.discriminator is not None:
             critic = self.loss.discriminator
             self.critic_learner = Learner.build(critic.named_parameters(), config, params.discriminator_learning_rate,
                                                 steps - config.losses.discriminator_start)
-            self.critic = self.accelerator.prepare_model(critic)
+            self.critic = distribute(self.accelerator, critic)
         self.scaler = torch.amp.GradScaler(self.accelerator.device.type,
                                            enabled=config.training.mixed_precision == "fp16")
 
@@ -187,9 +188,10 @@ class Trainer:
         terms = {name: str(value) for name, value in self.averages.read(self.accelerator).items()}
         name = f"nonfinite-{self.step + 1:06d}"
         self.save(name, terms=terms, samples=gather_object(keys))
-        raise NonFiniteError(f"step {self.step + 1} is not finite ({', '.join(f'{k} {v}' for k, v in terms.items())}): "
-                             f"stopped before the update, weights and samples are in {self.output_dir / name}; lower the "
-                             f"learning rate, or look at these samples")
+        listed = ", ".join(f"{term} {value}" for term, value in terms.items())
+        raise NonFiniteError(f"step {self.step + 1} is not finite ({listed}): stopped before the update, weights and "
+                             f"sample names are in {self.output_dir / name}; lower the learning rate, or look at these "
+                             f"samples")
 
     def save(self, name, **metadata):
         """Write `<output_dir>/<name>` from the main process; OSError in all of them where that fails."""
@@ -198,10 +200,11 @@ class Trainer:
         if self.accelerator.is_main_process:
             metadata = {"stage": self.stage.number, "step": self.step, "parent": self.parent and str(self.parent),
                         "variant": self.config.model.variant, "ema": self.ema is not None, **metadata}
+            state = {**self._state(), "processes": processes}  # raw weights: before the averages take their place
             try:
                 with self._ema_weights():
-                    checkpoint.save(self.output_dir / name, self.model, self.config, metadata,
-                                    {**self._state(), "processes": processes}, self.config.experiment.keep_checkpoints)
+                    checkpoint.save(self.output_dir / name, self.model, self.config, metadata, state,
+                                    self.config.experiment.keep_checkpoints)
             except OSError as failure:
                 error = [str(failure)]
         if broadcast_object_list(error)[0]:
@@ -292,7 +295,6 @@ class Trainer:
             self._examine(evaluate=True, draw=self.config.experiment.generate_every > 0)
             self.log.info("done: %s", last)
         self.tracker.close()
-        self.accelerator.end_training()
 
 
 def main(stage, argv=None):
@@ -301,4 +303,6 @@ def main(stage, argv=None):
     if config.experiment.stage != stage:
         raise ValueError(f"this script trains stage {stage}, the config is of stage {config.experiment.stage}: use "
                          f"scripts/train_stage{config.experiment.stage}.py")
-    Trainer(config).run()
+    trainer = Trainer(config)
+    trainer.run()
+    trainer.accelerator.end_training()

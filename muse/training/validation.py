@@ -1,4 +1,4 @@
-"""What is looked at while training: metrics on the evaluation shards, and a picture of the same few images each time."""
+"""What is looked at while training: metrics on the evaluation shards, and a picture of the same few images."""
 from pathlib import Path
 
 import torch

@@ -1,6 +1,9 @@
 import pytest
 import torch
-from tiny_training import FakeText
+from accelerate.state import AcceleratorState
+from tiny_training import FakeText, tiny_config
+
+from muse.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -9,5 +12,14 @@ def small_machine(monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setattr("muse.training.cache.TextEncoder", FakeText)
+    AcceleratorState._reset_state(True)  # one per process otherwise, with the precision of the first
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def parent(tmp_path_factory):
+    """Run directory of a stage 1 that trained for one step: the shards lie beside it."""
+    root = tmp_path_factory.mktemp("parent")
+    Trainer(tiny_config(root, 1, training=dict(max_train_steps=1))).run()
+    return root / "stage1"

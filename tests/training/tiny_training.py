@@ -46,7 +46,7 @@ def tiny_config(root, stage=1, **sections):
         "model": dict(muse_layers=2, width=16, heads=2, latent_dim=8, semantic_dim=8, grad_scale=0.5,
                       encoder=dict(config=ENCODER), decoder=dict(config=DECODER), teacher=dict(config=TEACHER),
                       text_encoder=dict(library="transformers", path="replaced by FakeText")),
-        "losses": dict(perceptual_weight=0.0, discriminator_weight=0.0, topology_weight=1.0,
+        "losses": dict(perceptual_weight=0.0, discriminator_weight=0.0, discriminator_channels=32, topology_weight=1.0,
                        itc_weight=0.0 if stage == 1 else 0.2),
         "dataset": dict(params=dict(train_shards=str(shard), num_workers=0, shuffle_buffer=4),
                         preprocessing=dict(resize_shorter_edge=SIDE, crop_size=SIDE, random_crop=False)),
