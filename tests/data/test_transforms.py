@@ -102,6 +102,14 @@ def test_mask_moves_with_its_image():
     assert flips == {True, False} and len(offsets) > 10
 
 
+def test_resized_mask_holds_no_labels_between_its_labels():
+    image = photograph(50, 40)
+    mask = Image.fromarray(np.where(np.array(image)[..., 0] > 128, 150, 7).astype(np.uint8))
+    for edge in (17, 90):
+        labels = Preprocess(PreprocessingConfig(edge, edge), train=False)(image, mask)[1]
+        assert labels.shape == (edge, edge) and labels.unique().tolist() == [7, 150]
+
+
 def test_training_without_random_parts_is_the_evaluation_view():
     image = photograph()
     config = PreprocessingConfig(24, 20, random_crop=False, random_flip=False)

@@ -228,8 +228,7 @@ def compose(cutout, background, size, rng):
     picture = background.crop((left, top, left + square, top + square)).resize((size, size), Image.LANCZOS)
     factor = rng.uniform(*OBJECT_SIDE) * size / max(cutout.size)
     width, height = (max(1, round(side * factor)) for side in cutout.size)
-    # premultiplied alpha: colours hidden under transparent pixels must not bleed into the edge
-    cutout = cutout.convert("RGBa").resize((width, height), Image.LANCZOS).convert("RGBA")
+    cutout = cutout.resize((width, height), Image.LANCZOS)  # PIL premultiplies: hidden colours do not bleed out
     left, top = int(rng.integers(size - width + 1)), int(rng.integers(size - height + 1))
     picture.paste(cutout, (left, top), cutout)
     mask = np.zeros((size, size), bool)
