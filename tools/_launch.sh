@@ -37,6 +37,7 @@ launch=(--num_machines "$machines" --machine_rank "${MACHINE_RANK:-0}" --dynamo_
 launch+=(--mixed_precision "${MIXED_PRECISION:-no}")  # the script itself sets the config's
 if [ "$gpus" -eq 0 ]; then
     [ "${NUM_PROCESSES:-1}" -eq 1 ] || fail "NUM_PROCESSES=$NUM_PROCESSES, but no GPU was found; one process runs on CPU"
+    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}  # spinning threads cost several times the step on shared cores
     launch+=(--cpu --num_processes 1 --num_cpu_threads_per_process "$threads")
 else
     processes=${NUM_PROCESSES:-$((gpus * machines))}
