@@ -4,6 +4,7 @@ checkpoint-000500/ holds model.safetensors (EMA weights), config.yaml, metadata.
 evaluated, and training_state/state.pt (what a resumed run needs).
 """
 import json
+import logging
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 
 from muse.config import load_config
 
+log = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 SIZES = ("width", "heads", "muse_layers", "latent_dim", "semantic_dim")
 STATE = Path("training_state") / "state.pt"
@@ -150,20 +152,26 @@ def find_parent(config, stage):
         if not complete:
             raise ValueError(f"experiment.init_checkpoint is {given}, which is no checkpoint and holds no complete one")
         path = complete[-1]
-    found = read_metadata(path)["stage"]
+    metadata = read_metadata(path)
+    found = metadata["stage"]
     if found != stage.parent and not foreign:
         origin = "pretrained backbones" if stage.parent is None else f"a stage {stage.parent} checkpoint"
         raise ValueError(f"{path} is of stage {found}, but stage {stage.number} starts from {origin}: change "
                          f"experiment.init_checkpoint, or set experiment.allow_foreign_parent=true")
-    check_sizes(path, config)
+    planned = check_sizes(path, config).training.max_train_steps
+    if metadata["step"] < planned:
+        log.warning("%s was saved at step %d of %d: this stage starts from an unfinished one", path, metadata["step"],
+                    planned)
     return path
 
 
 def check_sizes(path, config):
-    """ValueError where the checkpoint's connector has other sizes than `config`; tensors are checked when loaded."""
-    stored = load_config(Path(path) / "config.yaml", resolve_env=False).model
+    """The checkpoint's MuseConfig. ValueError where its connector has other sizes than `config`; single tensors are
+    checked when they are loaded."""
+    stored = load_config(Path(path) / "config.yaml", resolve_env=False)
     for size in SIZES:
-        was, wanted = getattr(stored, size), getattr(config.model, size)
+        was, wanted = getattr(stored.model, size), getattr(config.model, size)
         if was != wanted:
             raise ValueError(f"model.{size} is {wanted}, but {was} in {path}: a stage continues its parent's network, "
                              f"use the same value")
+    return stored

@@ -1,4 +1,5 @@
 """Processes and precision: the Accelerator, and the module that DistributedDataParallel wraps."""
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -41,6 +42,16 @@ def distribute(accelerator, module, find_unused=False):
         return module
     devices = None if accelerator.device.type == "cpu" else [accelerator.device]
     return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=find_unused)
+
+
+@contextmanager
+def local_gradients(accelerator, modules, local):
+    """Inside, gradients of `modules` stay in their process where `local`: only a step's last batch needs all-reduce."""
+    with ExitStack() as stack:
+        for module in modules:
+            if local and module is not None:
+                stack.enter_context(accelerator.no_sync(module))
+        yield
 
 
 class LossGraph(torch.nn.Module):

@@ -77,10 +77,14 @@ class Learner:
         return {{"model": "lr", "encoder": "lr_encoder"}[part]: rate for part, rate in rates.items()}
 
     def state_dict(self):
-        """Both parts' states."""
-        return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+        """Moments of the optimizer and the number of its steps."""
+        return {"moments": self.optimizer.state_dict()["state"], "steps": self.scheduler.last_epoch}
 
     def load_state_dict(self, state):
-        """Continue from `state_dict()`."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        """Continue from `state_dict()`. Rates, betas and decay stay the configuration's, which may have changed."""
+        steps = state["steps"]
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["moments"]})
+        self.scheduler.load_state_dict({**self.scheduler.state_dict(), "last_epoch": steps, "_step_count": steps + 1})
+        rates = zip(self.optimizer.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas)
+        for group, base, factor in rates:
+            group["lr"] = base * factor(steps)

@@ -1,6 +1,6 @@
 """One loop and one step for all three stages; what differs between them is data (stages.py) and configuration."""
 import sys
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from muse.models.muse_vit import MUSE_ViT
 from muse.models.tensor_files import weight_files
 from muse.training import checkpoint
 from muse.training.cache import Targets
-from muse.training.distributed import LossGraph, build_accelerator, distribute
+from muse.training.distributed import LossGraph, build_accelerator, distribute, local_gradients
 from muse.training.optimizers import Learner
 from muse.training.stages import STAGES, get_stage
 from muse.training.tracking import Averages, Tracker, epoch_size, format_step, write_json
@@ -70,10 +70,10 @@ class Trainer:
         model.freeze(self.stage.frozen)
         self.model = model.to(device).train()
         self.loss = MUSE_Loss(config.losses, config.training.max_train_steps).to(device)
+        sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
         self.log.info("stage %d (%s) from %s: %.2f M of %.2f M parameters train", self.stage.number, self.stage.name,
-                      source or "pretrained backbones",
-                      sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6,
-                      sum(p.numel() for p in model.parameters()) / 1e6)
+                      source or "pretrained backbones", sum(n for n, trains in sizes if trains) / 1e6,
+                      sum(n for n, _ in sizes) / 1e6)
 
     def _build_learners(self):
         """Optimizers and schedules, EMA, loss scaling, and the modules wrapped for precision and processes."""
@@ -132,7 +132,7 @@ class Trainer:
             batch = self.stopwatch.fetch(batches, self.accelerator.num_processes)
             inputs = self.targets(batch)
             keys += batch["key"]
-            with self._local_gradients(micro < accumulation):
+            with local_gradients(self.accelerator, (self.graph, self.critic), micro < accumulation):
                 loss, report, reconstruction = self.graph(step=self.step, **inputs)
                 self.scaler.scale(loss / accumulation).backward()
                 total = total + loss.detach()
@@ -154,14 +154,6 @@ class Trainer:
             self.averages.add(report)
         self.averages.add(dict(zip(("grad_norm", "d_grad_norm"), norms)))
         return stopping
-
-    def _local_gradients(self, local):
-        """Inside, gradients stay in their process when `local`: all but the last batch of a step need no all-reduce."""
-        stack = ExitStack()
-        for module in (self.graph, self.critic):
-            if local and module is not None:
-                stack.enter_context(self.accelerator.no_sync(module))
-        return stack
 
     def _check(self, total, norms, reports, keys, stop):
         """Stop on a non-finite number, in every process alike; returns the signal received by any process, or 0.
@@ -230,15 +222,16 @@ class Trainer:
     @torch.no_grad()
     def _restore(self, path, state):
         """Continue where `path` stopped, bit for bit on the same device and number of processes."""
-        missing = set(self._continued()) ^ (set(state) & {"learner", "critic_learner", "ema"})
-        if missing:
-            raise ValueError(f"{path} was written with other settings of training.use_ema or the discriminator "
-                             f"({', '.join(sorted(missing))}): keep them when resuming")
+        own = self._state()
+        changed = own.keys() ^ (state.keys() - {"processes"}) | own["weights"].keys() ^ state["weights"].keys() | (
+            own["loss"].keys() ^ state["loss"].keys())
+        if changed:
+            raise ValueError(f"{path} was written with other settings ({', '.join(sorted(changed)[:3])}): resume with "
+                             f"the same use_ema, learn_logvar and discriminator, or in another experiment.output_dir")
         parameters = dict(self.model.named_parameters())
         for name, weight in state["weights"].items():
             parameters[name].copy_(weight)
-        own = self.loss.state_dict()
-        self.loss.load_state_dict({**own, **state["loss"]})
+        self.loss.load_state_dict({**self.loss.state_dict(), **state["loss"]})
         self.scaler.load_state_dict(state["scaler"])
         for name, part in self._continued().items():
             part.load_state_dict(state[name])
@@ -256,7 +249,7 @@ class Trainer:
 
     def _report(self, bar):
         """One reading of the device's averages: to the trackers, and to the terminal or the log."""
-        training, last = self.config.training, self.config.training.max_train_steps
+        training = self.config.training
         values = {**self.averages.read(self.accelerator), **self.learner.last_rates, **self.stopwatch.rates()}
         if self.critic_learner and self.critic_learner.last_rates:
             values["d_lr"] = self.critic_learner.last_rates["lr"]
@@ -267,7 +260,7 @@ class Trainer:
         self.tracker.log(self.step, values)
         bar.set_postfix(loss=f"{values['total']:.4f}", refresh=False)
         if bar.disable:
-            self.log.info(format_step(self.step, last, values))
+            self.log.info(format_step(self.step, training.max_train_steps, values))
         self.stopwatch.restart()
 
     def _examine(self, evaluate=False, draw=False):

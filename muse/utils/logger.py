@@ -19,6 +19,5 @@ def setup_logger(main_process=True):
     handler = _ProgressAwareHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     logger.handlers = [handler]
-    logger.propagate = False
     logger.setLevel(logging.INFO if main_process else logging.WARNING)
     return logger

@@ -65,6 +65,19 @@ def test_six_steps_equal_three_a_kill_and_three(stage, parent, tmp_path):
     assert final[0].read_bytes() == final[1].read_bytes()
 
 
+def test_a_resumed_run_follows_the_rates_of_its_configuration(tmp_path):
+    trainer = Trainer(tiny_config(tmp_path, training=dict(max_train_steps=8)))
+    run_steps(trainer, 2)
+    trainer.save(checkpoint.name_of(2))
+    slower = dict(params=dict(learning_rate=1e-4, weight_decay=0.5))
+    resumed = Trainer(tiny_config(tmp_path, training=dict(max_train_steps=4), optimizer=slower, lr_scheduler=dict(
+        scheduler="constant")))
+    groups = resumed.learner.optimizer.param_groups
+    assert {group["lr"] for group in groups} == {1e-4} and max(group["weight_decay"] for group in groups) == 0.5
+    resumed.run()
+    assert resumed.learner.last_rates == {"lr": 1e-4} and resumed.learner.scheduler.last_epoch == 4
+
+
 def test_the_seed_fixes_everything(tmp_path):
     runs = []
     for seed in (1, 1, 2):
@@ -109,6 +122,8 @@ def test_what_cannot_be_continued_is_refused(parent, tmp_path):
     shutil.copytree(parent, tmp_path / "run")
     assert "experiment.resume is false but" in attempt(resume=False)
     assert "holds a stage 1 run, this is stage 2" in attempt(2, init_checkpoint=str(parent))
+    with pytest.raises(ValueError, match=r"written with other settings \(ema\): resume with the same use_ema"):
+        Trainer(tiny_config(tmp_path, experiment=dict(output_dir=str(tmp_path / "run")), training=dict(use_ema=False)))
     (tmp_path / "run" / "checkpoint-000001" / checkpoint.STATE).write_bytes(b"torn")
     assert "cannot be read" in attempt()
 

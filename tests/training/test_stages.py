@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_training import run_steps, tiny_config, weights
 
+from muse.training.checkpoint import find_parent
 from muse.training.stages import STAGES, get_stage
 from muse.training.trainer import Trainer
 
@@ -76,6 +77,15 @@ def test_a_foreign_parent_is_refused_unless_allowed(parent, tmp_path):
     assert "stage 1 starts from pretrained backbones" in refusal(tiny_config(tmp_path, 1, experiment=foreign))
     trainer = Trainer(tiny_config(tmp_path, 3, experiment=dict(foreign, allow_foreign_parent=True)))
     assert trainer.parent.parent == parent
+
+
+def test_an_unfinished_parent_is_pointed_out(tmp_path, caplog):
+    first = Trainer(tiny_config(tmp_path))
+    run_steps(first, 1)
+    first.save("checkpoint-000001")
+    with caplog.at_level("WARNING", logger="muse.training.checkpoint"):
+        find_parent(tiny_config(tmp_path, 2, experiment=dict(init_checkpoint=str(tmp_path / "stage1"))), STAGES[2])
+    assert "checkpoint-000001 was saved at step 1 of 3" in caplog.text
 
 
 @pytest.mark.parametrize("allowed", [False, True])
