@@ -86,10 +86,10 @@ class Trainer:
         self.graph = distribute(self.accelerator, graph, find_unused=True)
         self.critic, self.critic_learner = None, None
         if self.loss.discriminator is not None:
-            critic = self.loss.discriminator
-            self.critic_learner = Learner.build(critic.named_parameters(), config, params.discriminator_learning_rate,
-                                                steps - config.losses.discriminator_start)
-            self.critic = distribute(self.accelerator, critic)
+            self.critic_learner = Learner.build(
+                self.loss.discriminator.named_parameters(), config, params.discriminator_learning_rate,
+                steps - config.losses.discriminator_start)
+            self.critic = distribute(self.accelerator, self.loss.discriminator)
         self.scaler = torch.amp.GradScaler(self.accelerator.device.type,
                                            enabled=config.training.mixed_precision == "fp16")
 
@@ -182,8 +182,7 @@ class Trainer:
         self.save(name, terms=terms, samples=gather_object(keys))
         listed = ", ".join(f"{term} {value}" for term, value in terms.items())
         raise NonFiniteError(f"step {self.step + 1} is not finite ({listed}): stopped before the update, weights and "
-                             f"sample names are in {self.output_dir / name}; lower the learning rate, or look at these "
-                             f"samples")
+                             f"sample names are in {self.output_dir / name}; lower the learning rate or look at them")
 
     def save(self, name, **metadata):
         """Write `<output_dir>/<name>` from the main process; OSError in all of them where that fails."""
@@ -223,8 +222,8 @@ class Trainer:
     def _restore(self, path, state):
         """Continue where `path` stopped, bit for bit on the same device and number of processes."""
         own = self._state()
-        changed = own.keys() ^ (state.keys() - {"processes"}) | own["weights"].keys() ^ state["weights"].keys() | (
-            own["loss"].keys() ^ state["loss"].keys())
+        changed = own.keys() ^ (state.keys() - {"processes"})
+        changed |= own["weights"].keys() ^ state["weights"].keys() | own["loss"].keys() ^ state["loss"].keys()
         if changed:
             raise ValueError(f"{path} was written with other settings ({', '.join(sorted(changed)[:3])}): resume with "
                              f"the same use_ema, learn_logvar and discriminator, or in another experiment.output_dir")
@@ -282,11 +281,9 @@ class Trainer:
 
     def _finish(self):
         last = self.output_dir / checkpoint.name_of(self.step)
-        if (last / "evaluation.json").is_file():
-            self.log.info("%s is trained and evaluated already: nothing to do", last)
-        else:
+        if not (last / "evaluation.json").is_file():
             self._examine(evaluate=True, draw=self.config.experiment.generate_every > 0)
-            self.log.info("done: %s", last)
+        self.log.info("done: %s", last)
         self.tracker.close()
 
 
