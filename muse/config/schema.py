@@ -198,6 +198,9 @@ class LossesConfig:
         yield from _at_least(0, "losses", self, "reconstruction_weight", "perceptual_weight", "discriminator_weight",
                              "discriminator_start", "lecam_weight", "topology_weight", "itc_weight")
         yield from _fraction("losses", self, "lecam_decay")
+        if self.discriminator_channels < 32 or self.discriminator_channels % 32:
+            yield (f"losses.discriminator_channels is {self.discriminator_channels}: use a multiple of 32, its "
+                   "normalisation has 32 groups")
 
 
 @dataclass

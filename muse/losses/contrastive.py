@@ -3,15 +3,23 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from muse.models.layers import scale_gradient
+
 SAME_CAPTION = 0.9999  # cosine of two embeddings of one caption; padding moves the last digits
 
 
 def gather_with_gradient(x):
-    """Concatenate B x D over processes; gradients flow back to every process's own rows."""
+    """Concatenate B x D over processes, so that a loss over the result, averaged over processes, trains as one batch.
+
+    Each process sees the whole loss but only its own rows' gradient; scaled by the number of processes, the average
+    over them is the sum.
+    """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return x
-    from torch.distributed.nn.functional import all_gather
-    return torch.cat(all_gather(x.contiguous()))
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    parts[dist.get_rank()] = scale_gradient(x, len(parts))
+    return torch.cat(parts)
 
 
 def itc_loss(image, text, logit_scale):

@@ -70,6 +70,7 @@ class BaseModel(nn.Module):
         partial = directory / f"model.safetensors.{os.getpid()}.partial"
         try:
             save_file(to_released(tensors), partial, metadata={"format": "pt"})
+            partial.chmod(0o644)
             partial.replace(directory / "model.safetensors")
         finally:
             partial.unlink(missing_ok=True)

@@ -40,6 +40,12 @@ def rotate(x, table):
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).type_as(x)
 
 
+def attention_map(q, k, scale):
+    """softmax(scale * q k^T) of B x H x N x d, in float32 whatever autocast is on: B x H x N x N."""
+    with torch.autocast(q.device.type, enabled=False):
+        return (scale * q.float() @ k.float().transpose(-2, -1)).softmax(dim=-1)
+
+
 class _GradientScale(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, scale):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from muse.config.schema import ModelConfig
 from muse.models.backbones import VisionEncoder, build_decoder
 from muse.models.base_model import BaseModel
-from muse.models.layers import RMSNorm, SwiGLU, rotary_table, rotate, scale_gradient, space_to_depth
+from muse.models.layers import RMSNorm, SwiGLU, attention_map, rotary_table, rotate, scale_gradient, space_to_depth
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,7 @@ class SynergisticBlock(nn.Module):
         values, v_itc = self.values(h, x, semantic)
         attention = None
         if with_map:
-            scores = q.float() @ k.float().transpose(-2, -1) / math.sqrt(q.shape[-1])
-            attention = scores.softmax(dim=-1)
+            attention = attention_map(q, k, 1 / math.sqrt(q.shape[-1]))
             routing = attention.detach() if self.switches.detach_attention else attention
             gathered = routing.type_as(values) @ self._split(values)
         else:

@@ -9,6 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from muse.models.backbones import ImageNetNormalise
+from muse.models.layers import attention_map
 from muse.models.tensor_files import resolve_directory
 
 
@@ -93,8 +94,7 @@ def _recording_attention(module, query, key, value, attention_mask, scaling=None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     record = getattr(module, "record_topology", None)
     if record is not None:
-        scale = scaling or 1 / math.sqrt(query.shape[-1])
-        record((query.float() @ key.float().transpose(-2, -1) * scale).softmax(dim=-1))
+        record(attention_map(query, key, scaling or 1 / math.sqrt(query.shape[-1])))
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 

@@ -18,7 +18,7 @@ def check_trackers(names):
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"experiment.trackers asks for {name}, which is not installed: pip install "
-                             f"'muse[logging]', or take {name} out of the list")
+                             f"-e '.[logging]', or take {name} out of the list")
 
 
 def write_text(path, text):
