@@ -1,8 +1,8 @@
 """The whole of MUSE in miniature: prepare, train three stages, measure before and after each, show one table and picture.
 
-    python scripts/demo.py [--quick] [--seed N] [--output DIR] [key=value for every stage ...]
+    python scripts/demo.py [--quick] [--seed N | --seeds N] [--output DIR] [key=value for every stage ...]
 
-Finished steps are kept in the output directory and skipped when started again; an interrupted stage resumes.
+--seeds N repeats the run with N seeds and adds a table of means and spreads. Finished steps are kept in the output directory and skipped when started again; an interrupted stage resumes.
 """
 import argparse
 import json
@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from muse.analysis.demo_report import picture, spread_table, table
+from muse.training.tracking import write_text
 from muse.utils.cli import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,17 +30,31 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer steps and images: minutes, and worse figures")
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds seed, seed + 1, ... in one directory each")
     parser.add_argument("--output", type=Path, help="default: outputs/demo, or outputs/demo_quick")
     args, overrides = parser.parse_known_args(argv)
     unknown = [item for item in overrides if item.startswith("-") or "=" not in item]
     if unknown:
         parser.error(f"unrecognized argument {unknown[0]!r}; settings are written key=value")
-    output = args.output or ROOT / "outputs" / ("demo_quick" if args.quick else "demo")
-    demo = Demo(output.resolve(), args.quick, [f"training.seed={args.seed}", *overrides])
+    output = (args.output or ROOT / "outputs" / ("demo_quick" if args.quick else "demo")).resolve()
+    if args.seeds == 1:
+        one_run(output, args.quick, args.seed, overrides)
+        return
+    runs = {seed: one_run(output / f"seed-{seed}", args.quick, seed, overrides)
+            for seed in range(args.seed, args.seed + args.seeds)}
+    text = spread_table(list(runs.values()))
+    write_text(output / "spread.json", json.dumps(runs, indent=1) + "\n")
+    write_text(output / "spread.md", text)
+    print(f"\n{text}\n{output}/spread.json, spread.md")
+
+
+def one_run(output, quick, seed, overrides):
+    """The demo with one seed: prepared, trained, measured, summarised. Returns the summary."""
+    demo = Demo(output, quick, [f"training.seed={seed}", *overrides])
     demo.prepare()
     for moment in MOMENTS:
         demo.reach(moment)
-    demo.summarise()
+    return demo.summarise()
 
 
 class Demo:
@@ -62,9 +78,7 @@ class Demo:
         return json.loads(path.read_text()) if path.is_file() else default
 
     def _write(self, name, value):
-        partial = self.output / f"{name}.partial"
-        partial.write_text(json.dumps(value, indent=1) + "\n")
-        partial.replace(self.output / name)
+        write_text(self.output / name, json.dumps(value, indent=1) + "\n")
 
     def _timed(self, name, action):
         """Run `action`, add its seconds to what earlier, interrupted runs spent on `name`."""
@@ -130,7 +144,6 @@ class Demo:
 
     def summarise(self):
         """summary.json, table.md and picture.png from the moments."""
-        from muse.analysis.demo_report import picture, table
         results = {moment: self._read(f"moments/{moment}.json") for moment in MOMENTS}
         steps = {stage: self.config(stage).training for stage in (1, 2, 3)}
         usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -147,8 +160,9 @@ class Demo:
         shown = {moment: torch.load(self.results / f"{moment}.pt", weights_only=True) for moment in MOMENTS}
         picture(shown).save(self.output / "picture.png")
         text = table(summary)
-        (self.output / "table.md").write_text(text)
+        write_text(self.output / "table.md", text)
         print(f"\n{text}\n{self.output}/summary.json, table.md, picture.png")
+        return summary
 
 
 def build_bench(config, quick):

@@ -31,6 +31,17 @@ def table(summary):
         f"{summary['seconds']:.0f} s, {summary['peak_memory_mb']} MB at most in one process.\n")
 
 
+def spread_table(summaries):
+    """Markdown: mean and standard deviation (n - 1) over runs, one row per metric, one column per moment."""
+    moments = [name for name, value in summaries[0].items() if isinstance(value, dict) and "psnr" in value]
+    lines = [f"| metric, {len(summaries)} seeds | better | {' | '.join(moments)} |", f"|---|---|{'---:|' * len(moments)}"]
+    for name, label, better in ROWS:
+        values = torch.tensor([[summary[moment][name] for moment in moments] for summary in summaries])
+        cells = [f"{mean:.3f} ± {spread:.3f}" for mean, spread in zip(values.mean(dim=0), values.std(dim=0))]
+        lines.append(f"| {label} | {better} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def picture(shown):
     """Held-out photographs, their reconstructions after each stage, and where the attention goes: teacher and MUSE.
 
