@@ -167,7 +167,8 @@ class Demo:
 
 def build_bench(config, quick):
     """The demo's images, teacher and class embeddings."""
-    from muse.data.dataloader import build_eval_loader, read_index
+    from muse.data.dataloader import build_eval_loader
+    from muse.data.index import read_index
     from muse.evaluation.bench import Bench, Labelled
     from muse.evaluation.zero_shot import embed_classes, get_templates
     from muse.models.text import TextEncoder

@@ -86,6 +86,7 @@ class Bench:
                    **self._probe(torch.cat(train), torch.cat(pooled))}
         return results, torch.cat(pictures), torch.cat(received)
 
+    @torch.enable_grad()  # a probe trains
     def _probe(self, train, test):
         train, test = ({"label": data.labels, "pooled": pooled, "encoder": data.tokens.mean(dim=1)}
                        for data, pooled in ((self.train, train), (self.test, test)))
