@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 fail() { echo "error: $1" >&2; exit 1; }
 
 python=${PYTHON:-python3}
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
     fail "$python is older than 3.10 or missing; install Python 3.10 or newer, or name one: PYTHON=python3.12 bash tools/demo.sh"
 command -v dpkg-deb >/dev/null && command -v apt-get >/dev/null ||
     fail "apt-get and dpkg-deb are missing; the demo's photographs come in Debian packages, so it needs Debian or Ubuntu"
@@ -21,6 +21,6 @@ if [ ! -x "$venv/bin/pip" ]; then
 fi
 echo "installing (the first time downloads PyTorch)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[demo]"
-root=$PWD
+root=$PWD venv=$(cd "$venv" && pwd)
 cd "$called_from"
 exec "$venv/bin/python" "$root/scripts/demo.py" "$@"

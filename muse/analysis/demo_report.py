@@ -61,7 +61,8 @@ def picture(shown):
 
 def heat(maps, size):
     """N h w -> N 3 H W: each map scaled to its own range, in a perceptually uniform colour map."""
-    maps = F.interpolate(maps[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
-    colours = colormaps["viridis"](((maps - low) / (high - low).clamp(min=1e-8)).numpy())[..., :3]
+    maps = ((maps - low) / (high - low).clamp(min=1e-8))[:, None]
+    maps = F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
+    colours = colormaps["viridis"](maps.numpy())[..., :3]
     return torch.from_numpy(colours).permute(0, 3, 1, 2).float()
