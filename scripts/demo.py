@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,10 @@ from muse.utils.cli import run
 ROOT = Path(__file__).resolve().parents[1]
 MOMENTS = ("start", "stage1", "stage2", "stage3")
 QUICK = {1: ["training.max_train_steps=40"], 2: ["training.max_train_steps=30"], 3: ["training.max_train_steps=12"]}
+PER_CUTOUT = ("--per-cutout", 6, "--validation-per-cutout", 6)
+PROBED = {False: 750, True: 250}    # training photographs that the linear probe learns from, quick or not
+TESTED = {False: None, True: 96}    # validation photographs
+EXAMINED = ["evaluation.max_images=64", "evaluation.frechet=none"]  # while training; measured fully in between
 METRICS = ("topology_kl", "topology_kl_uniform", "psnr", "psnr_mean_colour", "ssim", "st_lpips", "fd_efficientnet_lite0",
            "zero_shot_top1", "linear_probe_top1")
 
@@ -105,8 +110,8 @@ class Demo:
         """Photographs and backbones, where they are not prepared yet."""
         data, backbones = Path(os.environ["DATA_DIR"]), Path(os.environ["CHECKPOINT_DIR"])
         if not (data / "photographs" / "dataset.json").is_file():
-            self._timed("photographs", lambda: command("scripts/prepare_data.py", "photographs", "--output",
-                                                       data / "photographs"))
+            self._timed("photographs", lambda: command("scripts/prepare_data.py", "photographs", *PER_CUTOUT,
+                                                       "--output", data / "photographs"))
         if not (backbones / "tiny" / "sources.json").is_file():
             self._timed("backbones", lambda: command("scripts/prepare_backbones.py", "tiny", "--output", backbones))
 
@@ -116,7 +121,7 @@ class Demo:
             stage = int(moment[-1])
             if not (self.results / f"{moment}.json").is_file():
                 say(f"stage {stage}: training")
-                self._timed(f"train {moment}", lambda: command(f"tools/train_stage{stage}.sh", "muse_tiny",
+                self._timed(f"train {moment}", lambda: command(f"tools/train_stage{stage}.sh", "muse_tiny", *EXAMINED,
                                                                *self.settings(stage)))
         if not (self.results / f"{moment}.json").is_file():
             say(f"{moment}: measuring")
@@ -181,7 +186,7 @@ def build_bench(config, quick):
 
     classes = read_index(params.train_shards)["classes"]
     embeddings = embed_classes(TextEncoder.from_config(config.model.text_encoder), classes, get_templates("simple"))
-    return Bench(read(params.train_shards, 256 if quick else None), read(params.eval_shards, 128 if quick else None),
+    return Bench(read(params.train_shards, PROBED[quick]), read(params.eval_shards, TESTED[quick]),
                  TopologyTeacher.from_config(config.model.teacher), embeddings, classes, config.evaluation)
 
 
@@ -190,9 +195,27 @@ def command(script, *arguments):
     program = ["bash"] if script.endswith(".sh") else [sys.executable]
     line = [*program, str(ROOT / script), *map(str, arguments)]
     environment = {**os.environ, "PYTHON": sys.executable}
-    status = subprocess.run(line, env=environment).returncode
+    process = subprocess.Popen(line, env=environment, start_new_session=True)  # Ctrl-C reaches it through this process
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        stop(process)
+        raise
     if status:
         raise ValueError(f"{script} failed (exit status {status}); mend what it names and start again")
+
+
+def stop(process, patience=60):
+    """Ask a command and all that it started to end, and wait until they have: training saves its last step first."""
+    try:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+    except ProcessLookupError:
+        pass  # nothing of it is left
 
 
 def say(text):

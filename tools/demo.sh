@@ -23,4 +23,5 @@ echo "installing (the first time downloads PyTorch)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[demo]"
 root=$PWD venv=$(cd "$venv" && pwd)
 cd "$called_from"
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}  # spinning threads are slow where cores are shared
 exec "$venv/bin/python" "$root/scripts/demo.py" "$@"
