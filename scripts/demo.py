@@ -22,11 +22,11 @@ from muse.utils.cli import run
 
 ROOT = Path(__file__).resolve().parents[1]
 MOMENTS = ("start", "stage1", "stage2", "stage3")
-QUICK = {1: ["training.max_train_steps=40"], 2: ["training.max_train_steps=30"], 3: ["training.max_train_steps=12"]}
-PER_CUTOUT = ("--per-cutout", 6, "--validation-per-cutout", 6)
-PROBED = {False: 750, True: 250}    # training photographs that the linear probe learns from, quick or not
-TESTED = {False: None, True: 96}    # validation photographs
-EXAMINED = ["evaluation.max_images=64", "evaluation.frechet=none"]  # while training; measured fully in between
+PER_CUTOUT = {False: (6, 6), True: (1, 2)}  # training and validation photographs of each cut-out; quick: few
+PROBED = 750  # training photographs that the linear probe learns from, at most
+EXAMINED = ["evaluation.max_images=32", "evaluation.frechet=none"]  # while training; measured fully in between
+QUICK = ["training.per_gpu_batch_size=16", "experiment.generate_every=0"]
+QUICK_STEPS = {1: 50, 2: 40, 3: 12}
 METRICS = ("topology_kl", "topology_kl_uniform", "psnr", "psnr_mean_colour", "ssim", "st_lpips", "fd_efficientnet_lite0",
            "zero_shot_top1", "linear_probe_top1")
 
@@ -68,7 +68,7 @@ class Demo:
     def __init__(self, output, quick, overrides):
         self.output, self.quick, self.overrides = output, quick, overrides
         os.environ.setdefault("CHECKPOINT_DIR", str(ROOT / "checkpoints"))
-        os.environ.setdefault("DATA_DIR", str(ROOT / "data"))
+        os.environ.setdefault("DATA_DIR", str(ROOT / "data" / "quick" if quick else ROOT / "data"))
         self.bench = None
         self.results = output / "moments"
         self.results.mkdir(parents=True, exist_ok=True)
@@ -104,16 +104,23 @@ class Demo:
         settings = [f"experiment.output_dir={self.output / f'stage{stage}'}"]
         if stage > 1:
             settings.append(f"experiment.init_checkpoint={self.output / f'stage{stage - 1}'}")
-        return settings + (QUICK[stage] if self.quick else []) + self.overrides
+        if self.quick:
+            settings += [*QUICK, f"training.max_train_steps={QUICK_STEPS[stage]}"]
+        return settings + self.overrides
 
     def prepare(self):
         """Photographs and backbones, where they are not prepared yet."""
         data, backbones = Path(os.environ["DATA_DIR"]), Path(os.environ["CHECKPOINT_DIR"])
         if not (data / "photographs" / "dataset.json").is_file():
-            self._timed("photographs", lambda: command("scripts/prepare_data.py", "photographs", *PER_CUTOUT,
+            self._timed("photographs", lambda: command("scripts/prepare_data.py", "photographs", *self.photographs(),
                                                        "--output", data / "photographs"))
         if not (backbones / "tiny" / "sources.json").is_file():
             self._timed("backbones", lambda: command("scripts/prepare_backbones.py", "tiny", "--output", backbones))
+
+    def photographs(self):
+        """How many photographs are made of each cut-out, as options of the recipe."""
+        train, validation = PER_CUTOUT[self.quick]
+        return "--per-cutout", train, "--validation-per-cutout", validation
 
     def reach(self, moment):
         """Train up to a moment and measure there, unless that is done."""
@@ -129,7 +136,7 @@ class Demo:
 
     def measure(self, moment):
         """Measure the model of a moment; results and pictures go to `moments/`."""
-        self.bench = self.bench or build_bench(self.config(1), self.quick)
+        self.bench = self.bench or build_bench(self.config(1))
         results, pictures, received = self.bench.measure(self.model(moment))
         shown = torch.linspace(0, len(pictures) - 1, 8).round().long()
         torch.save({"images": self.bench.test.images[shown].float() / 255, "reconstructions": pictures[shown].clone(),
@@ -170,7 +177,7 @@ class Demo:
         return summary
 
 
-def build_bench(config, quick):
+def build_bench(config):
     """The demo's images, teacher and class embeddings."""
     from muse.data.dataloader import build_eval_loader
     from muse.data.index import read_index
@@ -186,7 +193,7 @@ def build_bench(config, quick):
 
     classes = read_index(params.train_shards)["classes"]
     embeddings = embed_classes(TextEncoder.from_config(config.model.text_encoder), classes, get_templates("simple"))
-    return Bench(read(params.train_shards, PROBED[quick]), read(params.eval_shards, TESTED[quick]),
+    return Bench(read(params.train_shards, PROBED), read(params.eval_shards, None),
                  TopologyTeacher.from_config(config.model.teacher), embeddings, classes, config.evaluation)
 
 

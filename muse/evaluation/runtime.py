@@ -41,9 +41,7 @@ def start(device=None):
     Raises ValueError for a device that is not there.
     """
     from accelerate import PartialState
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
     state = PartialState(cpu=device == "cpu" or not accelerated)  # accelerate counts CPU processes only when told so
     atexit.register(state.destroy_process_group)  # a gloo group still alive at exit may abort the process

@@ -30,6 +30,12 @@ def resolve_directory(path_or_hub_id, patterns=("*.json", "*.safetensors", "*.bi
                          f"({type(error).__name__}); download it and give its directory") from error
 
 
+def quiet_loading():
+    """Silence transformers' bar over weights already on disk; downloads keep theirs."""
+    from transformers.utils.logging import disable_progress_bar
+    disable_progress_bar()
+
+
 def weight_files(directory):
     """The weight files of a model directory. Raises ValueError where there is none, or an index names a missing one."""
     directory = Path(directory)

@@ -5,7 +5,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from muse.models.tensor_files import resolve_directory
+from muse.models.tensor_files import quiet_loading, resolve_directory
 
 
 class TextEncoder(nn.Module):
@@ -54,6 +54,7 @@ class _MeanPooled(nn.Module):
 
 def _sentence_encoder(cls, config):
     from transformers import AutoModel, AutoTokenizer
+    quiet_loading()
     if config.path is None:
         raise ValueError("model.text_encoder with library transformers needs a `path`: its tokenizer is stored there")
     directory = resolve_directory(config.path)

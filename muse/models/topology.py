@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from muse.models.backbones import ImageNetNormalise
 from muse.models.layers import attention_map
-from muse.models.tensor_files import resolve_directory
+from muse.models.tensor_files import quiet_loading, resolve_directory
 
 
 def resize_map(attention, grid, target):
@@ -100,6 +100,7 @@ def _recording_attention(module, query, key, value, attention_mask, scaling=None
 
 def _transformers_teacher(cls, config):
     from transformers import AttentionInterface, AutoConfig, AutoModel
+    quiet_loading()
     AttentionInterface.register("muse_topology", _recording_attention)
     if config.config is not None:
         arguments = dict(config.config)

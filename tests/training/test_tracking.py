@@ -39,7 +39,7 @@ def test_averages_count_each_term_by_itself():
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"asks for wandb, which is not installed: pip install 'muse\[logging\]'"):
+    with pytest.raises(ValueError, match=r"asks for wandb, which is not installed: pip install -e '\.\[logging\]'"):
         check_trackers(["wandb"])
 
 
