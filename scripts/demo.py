@@ -22,7 +22,7 @@ from muse.utils.cli import run
 
 ROOT = Path(__file__).resolve().parents[1]
 MOMENTS = ("start", "stage1", "stage2", "stage3")
-PER_CUTOUT = {False: (6, 6), True: (1, 2)}  # training and validation photographs of each cut-out; quick: few
+PER_CUTOUT = {False: (5, 6), True: (1, 2)}  # training and validation photographs of each cut-out; quick: few
 PROBED = 750  # training photographs that the linear probe learns from, at most
 EXAMINED = ["evaluation.max_images=32", "evaluation.frechet=none"]  # while training; measured fully in between
 QUICK = ["training.per_gpu_batch_size=16", "experiment.generate_every=0"]
