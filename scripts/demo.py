@@ -2,7 +2,9 @@
 
     python scripts/demo.py [--quick] [--seed N | --seeds N] [--output DIR] [key=value for every stage ...]
 
---seeds N repeats the run with N seeds and adds a table of means and spreads. Finished steps are kept in the output directory and skipped when started again; an interrupted stage resumes.
+--seeds N repeats the run with N seeds and adds a table of means and spreads. Photographs and backbones already in
+DATA_DIR and CHECKPOINT_DIR (default: data/ and checkpoints/ here) are taken as they are. Finished steps are kept in the
+output directory and skipped when started again; an interrupted stage resumes.
 """
 import argparse
 import json
@@ -22,7 +24,7 @@ from muse.utils.cli import run
 
 ROOT = Path(__file__).resolve().parents[1]
 MOMENTS = ("start", "stage1", "stage2", "stage3")
-PER_CUTOUT = {False: (5, 6), True: (1, 2)}  # training and validation photographs of each cut-out; quick: few
+FEW = ("--per-cutout", "1", "--validation-per-cutout", "2")  # photographs of a quick run
 PROBED = 750  # training photographs that the linear probe learns from, at most
 EXAMINED = ["evaluation.max_images=32", "evaluation.frechet=none"]  # while training; measured fully in between
 QUICK = ["training.per_gpu_batch_size=16", "experiment.generate_every=0"]
@@ -41,6 +43,8 @@ def main(argv=None):
     unknown = [item for item in overrides if item.startswith("-") or "=" not in item]
     if unknown:
         parser.error(f"unrecognized argument {unknown[0]!r}; settings are written key=value")
+    if args.seeds < 1:
+        parser.error(f"--seeds {args.seeds}: at least 1")
     output = (args.output or ROOT / "outputs" / ("demo_quick" if args.quick else "demo")).resolve()
     if args.seeds == 1:
         one_run(output, args.quick, args.seed, overrides)
@@ -93,6 +97,8 @@ class Demo:
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0) + time.monotonic() - started, 1)
             self._write("seconds.json", self.seconds)
+            usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+            self._write("peak.json", max(*usage, self._read("peak.json", 0)))  # KiB, one process
 
     def config(self, stage):
         """The stage's configuration as its training command reads it."""
@@ -112,15 +118,10 @@ class Demo:
         """Photographs and backbones, where they are not prepared yet."""
         data, backbones = Path(os.environ["DATA_DIR"]), Path(os.environ["CHECKPOINT_DIR"])
         if not (data / "photographs" / "dataset.json").is_file():
-            self._timed("photographs", lambda: command("scripts/prepare_data.py", "photographs", *self.photographs(),
-                                                       "--output", data / "photographs"))
+            self._timed("photographs", lambda: command("scripts/prepare_data.py", "photographs", "--output",
+                                                       data / "photographs", *(FEW if self.quick else ())))
         if not (backbones / "tiny" / "sources.json").is_file():
             self._timed("backbones", lambda: command("scripts/prepare_backbones.py", "tiny", "--output", backbones))
-
-    def photographs(self):
-        """How many photographs are made of each cut-out, as options of the recipe."""
-        train, validation = PER_CUTOUT[self.quick]
-        return "--per-cutout", train, "--validation-per-cutout", validation
 
     def reach(self, moment):
         """Train up to a moment and measure there, unless that is done."""
@@ -158,13 +159,11 @@ class Demo:
         """summary.json, table.md and picture.png from the moments."""
         results = {moment: self._read(f"moments/{moment}.json") for moment in MOMENTS}
         steps = {stage: self.config(stage).training for stage in (1, 2, 3)}
-        usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        peak = max(max(usage) / 1024, self._read("summary.json", {}).get("peak_memory_mb", 0))
         summary = {moment: {name: results[moment][name] for name in METRICS} for moment in MOMENTS}
         summary.update(
             majority_share=results["start"]["majority_share"],
             linear_probe_encoder_top1=results["start"]["linear_probe_encoder_top1"],
-            seconds=round(sum(self.seconds.values()), 1), peak_memory_mb=round(peak),
+            seconds=round(sum(self.seconds.values()), 1), peak_memory_mb=round(self._read("peak.json") / 1024),
             images_seen=sum(t.max_train_steps * t.per_gpu_batch_size * t.gradient_accumulation_steps
                             for t in steps.values()),
             seconds_by_step=self.seconds, quick=self.quick, settings=self.overrides)

@@ -115,7 +115,7 @@ class TextEncoderConfig(BackboneConfig):
 
 @dataclass
 class BlockConfig:
-    """Overrides of the variant's switches (DESIGN: block variants); None keeps the preset of variant and stage."""
+    """Overrides of the variant's switches (README, block variants); None keeps the preset of variant and stage."""
     detach_attention: Optional[bool] = None   # values are gathered through sg(A)
     semantic_anchor: Optional[str] = None     # none | detached | through | shared (values and anchor are one projection)
     isolate_trunk: Optional[bool] = None      # L_topo and L_ITC stop at the block's own projections

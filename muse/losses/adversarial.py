@@ -1,4 +1,4 @@
-"""Adversarial losses (FACTS, section 2: GAN). Logits of any shape, in and out of float32 by the caller's autocast."""
+"""Adversarial losses (hinge and LeCam, as in the public release). Logits of any shape, in and out of float32 by the caller's autocast."""
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F

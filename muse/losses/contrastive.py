@@ -1,10 +1,13 @@
 """Image-text contrastive loss (ITC): symmetric InfoNCE over the batches of all processes."""
+import math
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
 from muse.models.layers import scale_gradient
 
+MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound on the learned temperature
 SAME_CAPTION = 0.9999  # cosine of two embeddings of one caption; padding moves the last digits
 
 
@@ -29,10 +32,11 @@ def itc_loss(image, text, logit_scale):
     same caption are no negatives of each other. Every process returns the loss over the global batch, so that gradients
     averaged over processes are those of one large batch.
     """
-    image, text = gather_with_gradient(image.float()), gather_with_gradient(text.float())
-    logits = logit_scale.float().clamp(max=4.6052).exp() * image @ text.t()  # B B
-    same = text @ text.t() > SAME_CAPTION
-    same.fill_diagonal_(False)
-    logits = logits.masked_fill(same, float("-inf"))
-    target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+    with torch.autocast(image.device.type, enabled=False):  # bf16 could tell neither captions nor logits apart
+        image, text = gather_with_gradient(image.float()), gather_with_gradient(text.float())
+        logits = logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp() * image @ text.t()  # B B
+        same = text.double() @ text.double().t() > SAME_CAPTION
+        same.fill_diagonal_(False)
+        logits = logits.masked_fill(same, float("-inf"))
+        target = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2

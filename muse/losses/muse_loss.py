@@ -9,7 +9,7 @@ from muse.losses.topology import topology_loss
 
 
 class MUSE_Loss(nn.Module):
-    """Pixel + perceptual + GAN + topology + ITC (FACTS section 2 gives each term).
+    """Pixel + perceptual + GAN + topology + ITC; each term is defined in its own file.
 
     Args: config: LossesConfig; max_train_steps: the discriminator is built only if it starts before this step.
     """

@@ -1,4 +1,4 @@
-"""Pixel loss (FACTS, section 2: pixel)."""
+"""Pixel loss."""
 import torch.nn.functional as F
 
 

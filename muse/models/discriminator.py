@@ -1,4 +1,4 @@
-"""PatchGAN discriminator with blurred down-sampling (FACTS, section 2: GAN)."""
+"""PatchGAN discriminator with blurred down-sampling, as in the public release."""
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -5,7 +5,7 @@ import torch
 
 
 def decay_at(step, limit):
-    """Decay of the `step`-th update, counted from 1: (1 + n) / (10 + n) with n = step - 1, at most `limit` (FACTS 3).
+    """Decay of the `step`-th update, counted from 1: (1 + n) / (10 + n) with n = step - 1, at most `limit`.
 
     The first update has decay 0: the average starts as a copy of the weights.
     """

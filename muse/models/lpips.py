@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import nn
 
 from muse.models.tensor_files import read_tensors
@@ -163,10 +162,7 @@ def read_weights(path):
     """State dict of a .safetensors or torch file, on the CPU; FileNotFoundError or ValueError naming it."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weight file {path}")
-    try:
-        return read_tensors([path])
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
+    return read_tensors([path])
 
 
 def torch_cache(name):

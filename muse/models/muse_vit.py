@@ -127,8 +127,6 @@ class MUSE_ViT(BaseModel):
     Raises ValueError where the sizes contradict each other.
     """
 
-    MAX_LOGIT_SCALE = math.log(100)             # CLIP's bound on the learned temperature
-
     def __init__(self, config: ModelConfig, stage: int = 1):
         super().__init__()
         if config.width % config.heads:
@@ -245,7 +243,7 @@ class MUSE_ViT(BaseModel):
 
     def clamp_logit_scale(self):
         """Keep exp(logit_scale) at or below 100; call after each optimizer step."""
-        self.logit_scale.data.clamp_(max=self.MAX_LOGIT_SCALE)
+        self.logit_scale.data.clamp_(max=math.log(100))
 
 
 def _initialise(module):

@@ -1,4 +1,4 @@
-"""Perceptual loss: a weighted mean of feature distances, spelled in one word (FACTS, section 2: perceptual)."""
+"""Perceptual loss: a weighted mean of feature distances, spelled in one word."""
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 INDEXES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json",
            "pytorch_model.bin.index.json")
@@ -11,7 +11,10 @@ SINGLES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_
            "diffusion_pytorch_model.bin")
 
 
-def resolve_directory(path_or_hub_id, patterns=("*.json", "*.safetensors", "*.bin", "*.txt", "*.yaml")):
+PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.yaml"]
+
+
+def resolve_directory(path_or_hub_id):
     """A local directory as it is; anything else is a hub id and is fetched by huggingface_hub.
 
     Raises ValueError where neither a directory nor a reachable hub repository has that name.
@@ -24,7 +27,7 @@ def resolve_directory(path_or_hub_id, patterns=("*.json", "*.safetensors", "*.bi
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     try:
-        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=list(patterns)))
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=PATTERNS))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(f"{path_or_hub_id} is neither a directory here nor reachable on the hub "
                          f"({type(error).__name__}); download it and give its directory") from error
@@ -60,12 +63,19 @@ def read_tensors(files, wanted=lambda name: name):
     tensors = {}
     for file in files:
         if Path(file).suffix == ".safetensors":
-            with safe_open(file, "pt") as stored:
-                kept = {name: wanted(name) for name in stored.keys()}
-                tensors.update({new: stored.get_tensor(name) for name, new in kept.items() if new is not None})
+            tensors.update(_read_safetensors(file, wanted))
         else:
             tensors.update(_read_torch(file, wanted))
     return tensors
+
+
+def _read_safetensors(file, wanted):
+    try:
+        with safe_open(file, "pt") as stored:
+            kept = {name: wanted(name) for name in stored.keys()}
+            return {new: stored.get_tensor(name) for name, new in kept.items() if new is not None}
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or incomplete ({error}); copy or write it again") from error
 
 
 def _read_torch(file, wanted):
@@ -74,6 +84,8 @@ def _read_torch(file, wanted):
     except Exception as error:  # torch raises several kinds; each means the same to the user
         raise ValueError(f"{file} is not a plain tensor file ({type(error).__name__}: "
                          f"{str(error).splitlines()[0][:120]}); weights are read without unpickling code") from error
+    if not isinstance(stored, dict):
+        raise ValueError(f"{file} holds a {type(stored).__name__}, not a state dict of named tensors")
     for outer in ("ema_model", "model", "state_dict"):
         if isinstance(stored.get(outer), dict):
             stored = stored[outer]
@@ -81,10 +93,10 @@ def _read_torch(file, wanted):
     return {new: stored[name].clone() for name, new in kept.items() if new is not None}
 
 
-def load_strictly(module, tensors, source, optional=()):
+def load_strictly(module, tensors, source):
     """load_state_dict that lists missing, unexpected and mis-shaped names in one ValueError naming `source`."""
     own = module.state_dict()
-    problems = [f"missing {name}" for name in own if name not in tensors and not name.startswith(tuple(optional))]
+    problems = [f"missing {name}" for name in own if name not in tensors]
     problems += [f"unexpected {name}" for name in tensors if name not in own]
     problems += [f"{name} is {list(tensors[name].shape)}, expected {list(own[name].shape)}"
                  for name in own if name in tensors and tensors[name].shape != own[name].shape]

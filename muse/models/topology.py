@@ -112,6 +112,9 @@ def _transformers_teacher(cls, config):
         model = AutoModel.from_pretrained(resolve_directory(config.path), attn_implementation="muse_topology",
                                           use_safetensors=None, trust_remote_code=False)
     attentions = [module for module in model.modules() if hasattr(module, "q_proj") and hasattr(module, "k_proj")]
+    if not attentions:
+        raise ValueError(f"no attention layers found in a {type(model).__name__}; use a ViT, DINOv2 or DINOv3 and "
+                         "transformers 5 or newer")
     teacher = cls(model, attentions, _patch_size(model.config), layers=config.layers, image_size=config.image_size)
     for layer in teacher.layers:
         attentions[layer].record_topology = teacher.record

@@ -57,9 +57,9 @@ def local_gradients(accelerator, modules, local):
 class LossGraph(torch.nn.Module):
     """The tokenizer and its loss as one forward pass: inputs -> (total, report, reconstruction), the last two detached.
 
-    DistributedDataParallel wraps this, not the tokenizer alone. Some parameters hear no loss by design (FACTS,
-    gradient routes), and DDP finds them by walking back from what forward returns: that must be the loss, since
-    outputs that no loss reads would count as used and be waited for.
+    DistributedDataParallel wraps this, not the tokenizer alone. Some parameters hear no loss by design (the routes in
+    tests/models/test_muse_vit.py), and DDP finds them by walking back from what forward returns: that must be the
+    loss, since outputs that no loss reads would count as used and be waited for.
     """
 
     def __init__(self, model, loss):

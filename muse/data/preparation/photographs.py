@@ -35,8 +35,9 @@ def add_arguments(parser):
     """Options of the recipe."""
     parser.add_argument("--output", required=True, metavar="DIR", help="where shards and dataset.json go")
     parser.add_argument("--size", type=int, default=112, help="side of the pictures in pixels (112)")
-    parser.add_argument("--per-cutout", type=int, default=8, help="training pictures of each cut-out (8)")
-    parser.add_argument("--validation-per-cutout", type=int, default=8, help="validation pictures of each cut-out (8)")
+    parser.add_argument("--per-cutout", type=int, default=5, help="training pictures of each cut-out (5)")
+    parser.add_argument("--validation-per-cutout", type=int, default=6,
+                        help="validation pictures of each cut-out (6)")
     parser.add_argument("--seed", type=int, default=0, help="decides the split and every composition (0)")
     parser.add_argument("--cutouts", metavar="DIR", help="your own: CLASS/NAME.png with alpha, caption in NAME.txt")
     parser.add_argument("--backgrounds", metavar="DIR", help="your own folder of photographs")
