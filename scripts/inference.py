@@ -18,6 +18,7 @@ from muse.utils.cli import parse, parser, run
 from muse.utils.viz_utils import image_grid, to_pil
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+WRITTEN = ("reconstruction", "comparison")
 
 
 def build_flags():
@@ -37,8 +38,11 @@ def build_flags():
     return flags
 
 
-def find_images(path):
-    """Image files of a path, sorted. Raises FileNotFoundError for a missing path and for a folder without images."""
+def find_images(path, output):
+    """Image files of a path, sorted, without those that an earlier run wrote there when `output` is the same folder.
+
+    Raises FileNotFoundError for a missing path and for a folder without images.
+    """
     path = Path(path)
     if path.is_file():
         return [path]
@@ -47,6 +51,9 @@ def find_images(path):
     images = sorted(p for p in path.iterdir() if p.suffix.lower() in EXTENSIONS)
     if not images:
         raise FileNotFoundError(f"no image in {path}: it needs files ending in {', '.join(sorted(EXTENSIONS))}")
+    if path.resolve() == Path(output).resolve():
+        own = {f"{name}_{kind}.png" for p in images for name in (p.stem, p.name) for kind in WRITTEN}
+        images = [p for p in images if p.name not in own]
     return images
 
 
@@ -90,7 +97,7 @@ def check_sizes(args):
 def main(argv=None):
     args, config = parse(build_flags(), argv, resolve_env=False)
     check_sizes(args)
-    files = find_images(args.image_path)
+    files = find_images(args.image_path, args.output_dir)
     device = runtime.start(args.device).device
     model = runtime.load_model(args.checkpoint, config, device)
     output = Path(args.output_dir)

@@ -20,11 +20,11 @@ def main(argv=None):
                        help="openai (80 prompts), simple, or a text file with one template a line; default: openai")
     args, config = parse(flags, argv, resolve_env=False)
     here, started = runtime.start(args.device), time.monotonic()
+    loader = runtime.eval_loader(config, here, ("image", "label"))  # first: it tells best what is wrong with the shards
     names = get_class_names(args.classes, read_index(config.dataset.params.eval_shards))
     templates = get_templates(args.templates)
     model = runtime.load_model(args.checkpoint, config, here.device, encoder_only=True)
     text_encoder = TextEncoder.from_config(config.model.text_encoder).to(here.device)
-    loader = runtime.eval_loader(config, here, ("image", "label"))
     results = evaluate_zero_shot(model, text_encoder, loader, names, templates, here.device)
     if here.is_main:
         results |= {"classes": len(names), "templates": args.templates} | runtime.provenance(args, model, started)

@@ -1,4 +1,4 @@
-"""Batches from WebDataset shards: an endless, resumable stream for training, every image exactly once for evaluation."""
+"""Batches from WebDataset shards: an endless, resumable stream for training, each image once for evaluation."""
 import logging
 import signal
 import tarfile
@@ -37,19 +37,20 @@ def build_train_loader(config, *, batch_size, seed, rank=0, world_size=1, fields
     return TrainLoader(stream, config.params.num_workers)
 
 
-def build_eval_loader(shards, preprocessing, *, batch_size, num_workers=0, rank=0, world_size=1, fields=("image",),
-                      max_images=None):
+def build_eval_loader(shards, preprocessing, *, batch_size, num_workers=0, part=(0, 1), fields=("image",),
+                      max_images=None, max_skipped_fraction=0.05):
     """Finite iterable of batches as `build_train_loader` describes, without `flipped`, centre-cropped.
 
     Over all processes and workers every sample of `shards` (or the first `max_images`, in the order of the shards)
-    comes exactly once, whatever the numbers; a process may get none. Each pass starts anew, and ends in a ValueError
-    when more than the loader's `max_skipped_fraction` of its samples (and more than one) are broken.
+    comes exactly once, whatever the numbers; `part` is this process's (rank, number of processes), and a process may
+    get none. Each pass starts anew, and ends in a ValueError when more than `max_skipped_fraction` of this process's
+    samples (and more than one) are broken.
     """
     sources = find_sources(shards, "dataset.params.eval_shards")
     decode = Decoder(fields, Preprocess(preprocessing, train=False), train=False)
     check_sources(sources, decode, "dataset.params.eval_shards")
-    stream = EvalStream(sources, decode, batch_size, rank, world_size, max_images)
-    return EvalLoader(stream, num_workers)
+    stream = EvalStream(sources, decode, batch_size, *part, max_images)
+    return EvalLoader(stream, num_workers, max_skipped_fraction)
 
 
 class TrainLoader:
@@ -92,10 +93,8 @@ class TrainLoader:
 class EvalLoader:
     """Iterates an EvalStream; `.samples` and `.skipped` count this process's part of the last pass."""
 
-    max_skipped_fraction = 0.05
-
-    def __init__(self, stream, num_workers):
-        self.stream, self.num_workers = stream, num_workers
+    def __init__(self, stream, num_workers, max_skipped_fraction):
+        self.stream, self.num_workers, self.limit = stream, num_workers, max_skipped_fraction
         self.samples = self.skipped = 0
 
     def __iter__(self):
@@ -106,9 +105,10 @@ class EvalLoader:
                 continue
             seen, skipped = batch["counts"]
             self.samples, self.skipped = self.samples + seen - skipped, self.skipped + skipped
-        if self.skipped > max(1, self.max_skipped_fraction * (self.samples + self.skipped)):
+        if self.skipped > max(1, self.limit * (self.samples + self.skipped)):
             raise ValueError(f"{self.skipped} of {self.samples + self.skipped} evaluation samples are broken (named "
-                             "above): the figures would not describe this data; repair the shards")
+                             f"above), more than dataset.params.max_skipped_fraction {self.limit}: the figures would "
+                             "not describe this data; repair the shards")
 
 
 @dataclass
@@ -156,8 +156,9 @@ class TrainStream(IterableDataset):
                 if sample is not None:
                     samples.append(sample)
                 elif tally.seen >= PATIENCE and tally.skipped > self.limit * tally.seen:
-                    raise ValueError(f"{tally.skipped} of {tally.seen} training samples are broken or lack a field (for "
-                                     f"example {name}), more than dataset.params.max_skipped_fraction {self.limit}")
+                    raise ValueError(f"{tally.skipped} of {tally.seen} training samples are broken or lack a field "
+                                     f"(for example {name}), more than dataset.params.max_skipped_fraction "
+                                     f"{self.limit}")
                 if len(samples) == self.batch_size:
                     yield {**collate(samples), "position": (worker, position + 1, tally.skipped)}
                     samples = []

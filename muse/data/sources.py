@@ -81,7 +81,7 @@ def read_shard(url):
 
 
 class Tail:
-    """A shard's binary stream that remembers how it ended: tarfile takes a file cut between two members for a whole one."""
+    """A shard's binary stream that remembers how it ended: tarfile takes a file cut between members for a whole one."""
 
     COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # these notice a cut themselves
 

@@ -115,9 +115,9 @@ def eval_loader(config, runtime, fields=("image",), split="eval"):
                          f"export it, or pass {key}=PATTERN")
     loader = build_eval_loader(
         shards, config.dataset.preprocessing, batch_size=config.evaluation.batch_size, fields=fields,
-        num_workers=config.dataset.params.num_workers, rank=runtime.rank, world_size=runtime.world_size,
-        max_images=config.evaluation.max_images if split == "eval" else None)
-    loader.max_skipped_fraction = config.dataset.params.max_skipped_fraction
+        num_workers=config.dataset.params.num_workers, part=(runtime.rank, runtime.world_size),
+        max_images=config.evaluation.max_images if split == "eval" else None,
+        max_skipped_fraction=config.dataset.params.max_skipped_fraction)
     return progress(loader, f"{split} images") if runtime.is_main else loader
 
 

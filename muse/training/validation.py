@@ -19,23 +19,21 @@ class Validation:
         self.output_dir = Path(config.experiment.output_dir)
         self.images = None
 
-    def _loader(self, batch_size, max_images, shared=True):
-        params, accelerator = self.config.dataset.params, self.accelerator
+    def _loader(self):
+        settings, params, accelerator = self.config.evaluation, self.config.dataset.params, self.accelerator
         return build_eval_loader(
-            self.shards, self.config.dataset.preprocessing, batch_size=batch_size, num_workers=params.num_workers,
-            rank=accelerator.process_index if shared else 0, world_size=accelerator.num_processes if shared else 1,
-            max_images=max_images)
+            self.shards, self.config.dataset.preprocessing, batch_size=settings.batch_size,
+            num_workers=params.num_workers, part=(accelerator.process_index, accelerator.num_processes),
+            max_images=settings.max_images, max_skipped_fraction=params.max_skipped_fraction)
 
     def evaluate(self, step):
         """Dict of float over all processes, written to `<output_dir>/evaluation/<step>.json`; empty without shards."""
         if not self.shards:
             return {}
         settings, device = self.config.evaluation, self.accelerator.device
-        loader = self._loader(settings.batch_size, settings.max_images)
-        results = evaluate_reconstruction(self.model, loader, settings, device, mean_colour=True)
+        results = evaluate_reconstruction(self.model, self._loader(), settings, device, mean_colour=True)
         if self.teacher is not None:
-            loader = self._loader(settings.batch_size, settings.max_images)
-            results.update(evaluate_topology(self.model, self.teacher, loader, device))
+            results.update(evaluate_topology(self.model, self.teacher, self._loader(), device))
         if self.accelerator.is_main_process:
             path = self.output_dir / "evaluation" / f"{step:06d}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,12 +42,17 @@ class Validation:
 
     @torch.no_grad()
     def draw(self, step):
-        """Originals over reconstructions, `<output_dir>/samples/<step>.png`, from the main process."""
+        """Originals over reconstructions, `<output_dir>/samples/<step>.png`, from the main process: the first images
+        that can be read; nothing is drawn where there are none."""
         count = self.config.training.num_generated_images
         if not (self.shards and count and self.accelerator.is_main_process):
             return
         if self.images is None:
-            batch = next(iter(self._loader(count, count, shared=False)))
+            loader = build_eval_loader(self.shards, self.config.dataset.preprocessing, batch_size=count,
+                                       max_skipped_fraction=1.0)  # whether the data are good, `evaluate` judges
+            batch = next(iter(loader), None)
+            if batch is None:
+                return
             self.images = batch["image"].to(self.accelerator.device).float() / 255  # B 3 H W
         with evaluating(self.model), self.accelerator.autocast():
             reconstruction = self.model(self.images).reconstruction

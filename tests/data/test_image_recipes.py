@@ -87,6 +87,23 @@ def test_imagefolder_refuses(pictures, tmp_path, words, message):
         run(imagefolder, *words, "--output", tmp_path / "out")
 
 
+@pytest.mark.parametrize("stop", [False, True])
+def test_nothing_of_an_earlier_run_stays(pictures, tmp_path, monkeypatch, stop):
+    output = tmp_path / "out"
+    run(imagefolder, "--input", pictures, "--output", output, "--validation-fraction", 0.25, "--samples-per-shard", 2)
+    (output / "train-000009.tar").touch()  # of a run that was interrupted before its index
+    (output / "validation-000001.tar.part").touch()
+    (output / "notes.tar").touch()
+    if stop:
+        monkeypatch.setattr("muse.data.preparation.images.write_split", lambda *_: sys.exit(1))
+        with pytest.raises(SystemExit):
+            run(imagefolder, "--input", pictures, "--output", output)
+    else:
+        run(imagefolder, "--input", pictures, "--output", output)
+    left = {path.name for path in output.iterdir()}
+    assert left == {"notes.tar"} | (set() if stop else {"dataset.json", "train-000000.tar"})
+
+
 def test_captions_from_a_folder(pictures, tmp_path):
     (pictures / "owl" / "deep" / "0.txt").unlink()
     (pictures / "owl" / "deep" / "1.txt").write_text("  \n")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from muse.data.preparation import photographs
+from muse.data.preparation import photographs, sources
 from muse.data.preparation.photographs import compose
 from muse.data.preparation.sources import read_rcc, stamp_class
 from muse.data.preparation.splitting import choose_validation, group, series_name, thumbnail
@@ -163,6 +163,14 @@ def test_groups_and_validation_side():
     chosen = choose_validation(groups, 0.34, rng)
     assert 1 <= len(chosen) <= 2 and not {1, 3, 4} & set(chosen)
     assert choose_validation([0, 0, 0], 0.5, rng) == []
+
+
+def test_package_without_photographs_is_not_kept(tmp_path, monkeypatch):
+    (tmp_path / "usr/share/gcompris-qt/rcc").mkdir(parents=True)
+    monkeypatch.setattr(sources, "_unpacked", lambda source, cache: tmp_path)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no photograph of places in .*--backgrounds"):
+            sources.photographs_folder()
 
 
 @pytest.mark.parametrize("path, expected", [

@@ -82,6 +82,15 @@ def test_equal_stems_do_not_overwrite_each_other(tiny, flags, call, tmp_path):
     assert names == {"a.png_reconstruction.png", "a.jpg_reconstruction.png"}
 
 
+def test_results_beside_the_images_are_not_taken_for_images(tiny, flags, call, tmp_path):
+    for name in ("a.png", "b.png", "b.jpg", "their_reconstruction.png"):
+        picture(28, 28).save(tmp_path / name)
+    for _ in range(2):
+        status, out, _ = call("inference", *flags, "--image_path", tmp_path, "--output_dir", tmp_path, "--side_by_side")
+        assert status == 0 and "4 of 4 images" in out
+    assert len(list(tmp_path.iterdir())) == 12
+
+
 def test_broken_image_is_named_and_the_others_are_done(tiny, flags, call, tmp_path):
     (tmp_path / "in").mkdir()
     picture(28, 28).save(tmp_path / "in/good.png")

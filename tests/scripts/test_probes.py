@@ -29,6 +29,12 @@ def test_zero_shot_by_the_index(tiny, flags, call, tmp_path):
     assert result["majority_share"] == pytest.approx(1 / 3) and result["templates"] == "simple"
 
 
+def test_zero_shot_names_an_unset_variable(flags, call, monkeypatch):
+    monkeypatch.delenv("DATA_DIR", raising=False)
+    status, _, err = call("zero_shot", *flags, "dataset.params.eval_shards=${oc.env:DATA_DIR}/validation-*.tar")
+    assert status == 1 and "environment variable DATA_DIR, which is not set" in err and len(err.splitlines()) == 1
+
+
 def test_zero_shot_openai_templates(tiny, flags, call, tmp_path):
     (tmp_path / "names.txt").write_text("red\ngreen\nblue\nyellow\npink\nbrown\n")
     status, _, err = call("zero_shot", *flags, "--output", tmp_path, "--classes", tmp_path / "names.txt")

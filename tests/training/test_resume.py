@@ -4,12 +4,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import run_steps, tiny_config, weights
+from tiny_training import SIDE, run_steps, tiny_config, weights
 
 from muse.config import save_config
 from muse.training import checkpoint
@@ -87,6 +88,24 @@ def test_the_seed_fixes_everything(tmp_path):
     assert_same(runs[0], runs[1])
     name = next(name for name in runs[0] if name.startswith("model.to_latent"))
     assert not torch.equal(runs[0][name], runs[2][name])
+
+
+def test_drawing_takes_the_first_images_that_can_be_read(tmp_path, monkeypatch):
+    shard = tmp_path / "broken-000000.tar"
+    with tarfile.open(shard, "w") as tar:
+        for name in ("0.jpg", "1.jpg"):
+            tar.addfile(tarfile.TarInfo(name))
+    tiny_config(tmp_path)  # writes the good shards
+    trainer = Trainer(tiny_config(
+        tmp_path, training=dict(num_generated_images=2),
+        dataset=dict(params=dict(eval_shards=f"{tmp_path}/{{broken,validation}}-000000.tar", num_workers=2))))
+    trainer.validation.draw(1)
+    assert trainer.validation.images.shape == (2, 3, SIDE, SIDE)
+    assert (tmp_path / "stage1/samples/000001.png").is_file()
+    trainer.validation.images = None
+    monkeypatch.setattr("muse.training.validation.build_eval_loader", lambda *_, **__: [])
+    trainer.validation.draw(2)
+    assert not (tmp_path / "stage1/samples/000002.png").exists()
 
 
 def test_evaluating_and_drawing_leave_training_untouched(tmp_path):

@@ -83,7 +83,8 @@ def find_cutouts(folder, own, size, left_out):
         label = (relative.parts[0].replace("_", " ") if len(relative.parts) > 1 else None) if own \
             else sources.stamp_class(relative)
         caption = read_caption(path.with_suffix(".txt"))
-        reason = "in no class folder or drawn" if label is None else "without a caption" if not caption else unusable(path, size)
+        reason = ("in no class folder or drawn" if label is None else "without a caption" if not caption
+                  else unusable(path, size))
         if reason:
             left_out.setdefault("cut-outs " + reason, []).append(name)
         else:

@@ -2,11 +2,14 @@
 import io
 import json
 import os
+import re
 import tarfile
 from pathlib import Path
 
-from muse.data.index import read_index
+from muse.data.index import INDEX_NAME
 from muse.utils.downloads import sha256_of
+
+SHARD = re.compile(r"(train|validation)-\d{6}\.tar(\.part)?")
 
 
 class ShardWriter:
@@ -67,11 +70,13 @@ def encode(content):
 
 
 def clear_previous(directory):
-    """Remove the shards that an earlier index of this directory lists, so that a glob never finds stale ones."""
-    index = read_index(directory) or {}
-    for split in index.get("splits", {}).values():
-        for name in split["shards"]:
-            (Path(directory) / name).unlink(missing_ok=True)
+    """Remove what an earlier run, finished or not, left in this directory: its index, shards and partial shards. The
+    index goes first, so that at no moment one describes data that are not all there."""
+    directory = Path(directory)
+    (directory / INDEX_NAME).unlink(missing_ok=True)
+    for path in directory.glob("*-*.tar*"):
+        if SHARD.fullmatch(path.name):
+            path.unlink()
 
 
 def summarise(left_out, examples=20):

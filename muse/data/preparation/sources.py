@@ -11,7 +11,8 @@ STAMPS = ("tuxpaint-stamps-default", "2022.06.04-1", "6db6c1bfc870a47f1499d6203b
 PHOTOGRAPHS = ("gcompris-qt-data", "3.1-2", "e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f")
 
 # Folders of the stamps that hold photographs of one kind of thing, and the name of that kind in a prompt. The longest
-# matching prefix counts; every other folder (drawings, letters, mixed seasons) is left out, as is each `cartoon` folder.
+# matching prefix counts; every other folder (drawings, letters, mixed seasons) is left out, and so is every
+# `cartoon` folder.
 STAMP_CLASSES = {
     "animals/birds": "birds", "animals/fish": "sea animals", "animals/shellfish": "sea animals",
     "animals/insects": "insects", "animals/mammals": "mammals", "animals/mammals/aquatic": "sea animals",
@@ -45,7 +46,8 @@ def stamps_folder(cache=None):
 
 
 def photographs_folder(cache=None):
-    """Folder of webp photographs taken out of GCompris' resource files, fetched on first use."""
+    """Folder of webp photographs taken out of GCompris' resource files, fetched on first use. Raises ValueError when
+    the package holds none (another release of it may keep them elsewhere)."""
     archives = _unpacked(PHOTOGRAPHS, cache) / "usr" / "share" / "gcompris-qt" / "rcc"
     folder = archives.parent / "photographs"
     if folder.is_dir():
@@ -56,6 +58,8 @@ def photographs_folder(cache=None):
         for path, content in read_rcc(archive.read_bytes()):
             if PLACES.search(path) and content[:4] == b"RIFF" and content[8:12] == b"WEBP":
                 (part / "_".join(path.split("/")[-2:])).write_bytes(content)
+    if not any(part.iterdir()):
+        raise ValueError(f"no photograph of places in {archives}/*.rcc: give a folder of your own with --backgrounds")
     os.replace(part, folder)
     return folder
 
