@@ -8,8 +8,7 @@
 #   PYTHON                     the interpreter; default: python on the PATH
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-
-fail() { echo "error: $1" >&2; exit 1; }
+. "$root/tools/_python.sh"
 
 stage=$1; shift
 config=muse_1b
@@ -29,14 +28,13 @@ fi
 [ -f "$file" ] || fail "config file $file does not exist"
 if [ -n "${MIXED_PRECISION:-}" ]; then set -- "$@" "training.mixed_precision=$MIXED_PRECISION"; fi
 
-python=${PYTHON:-$(command -v python || command -v python3)}
-found=$("$python" -c 'import torch; print(torch.cuda.device_count(), torch.get_num_threads())')
-read -r gpus threads <<<"$found"
+find_python
 machines=${NUM_MACHINES:-1}
 launch=(--num_machines "$machines" --machine_rank "${MACHINE_RANK:-0}" --dynamo_backend no)
 launch+=(--mixed_precision "${MIXED_PRECISION:-no}")  # the script itself sets the config's
 if [ "$gpus" -eq 0 ]; then
-    [ "${NUM_PROCESSES:-1}" -eq 1 ] || fail "NUM_PROCESSES=$NUM_PROCESSES, but no GPU was found; one process runs on CPU"
+    [ "${NUM_PROCESSES:-1}" -eq 1 ] ||
+        fail "NUM_PROCESSES=$NUM_PROCESSES, but no GPU was found; one process runs on CPU"
     export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}  # spinning threads cost several times the step on shared cores
     launch+=(--cpu --num_processes 1 --num_cpu_threads_per_process "$threads")
 else

@@ -7,6 +7,7 @@
 #   PYTHON                     the interpreter; default: python on the PATH
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+. "$root/tools/_python.sh"
 if [ $# -lt 2 ]; then
     echo "error: usage: tools/evaluate.sh CONFIG CHECKPOINT [OUT] [--flag value ...] [key=value ...]" >&2
     exit 2
@@ -22,8 +23,7 @@ if [[ $config == *muse_tiny/* ]]; then
     export CHECKPOINT_DIR=${CHECKPOINT_DIR:-$root/checkpoints} DATA_DIR=${DATA_DIR:-$root/data}
 fi
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-python=${PYTHON:-$(command -v python || command -v python3)}
-gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+find_python
 processes=${NUM_PROCESSES:-$((gpus > 1 ? gpus : 1))}
 launch=()
 if [ "$processes" -gt 1 ] && [ "$gpus" -gt 0 ]; then

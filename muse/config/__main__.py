@@ -6,6 +6,7 @@ import sys
 
 from muse.config.check import check
 from muse.config.keys import markdown_table
+from muse.utils.cli import run
 
 
 def main(argv=None):
@@ -30,4 +31,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

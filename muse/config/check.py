@@ -38,8 +38,19 @@ def check(path, overrides=(), processes: Optional[int] = None) -> Report:
     report = Report()
     config = report.attempt(load_config, path, overrides)
     if config is not None:
-        describe(config, report, processes or int(os.environ.get("NUM_PROCESSES", 0)) or torch.cuda.device_count() or 1)
+        processes = processes or report.attempt(_planned_processes)
+        describe(config, report, processes or 1)
     return report
+
+
+def _planned_processes() -> int:
+    """NUM_PROCESSES or the GPUs here, at least 1; ValueError where NUM_PROCESSES is no such number."""
+    text = os.environ.get("NUM_PROCESSES")
+    if not text:
+        return torch.cuda.device_count() or 1
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"NUM_PROCESSES is '{text}': set it to a whole number above 0, or unset it")
+    return int(text)
 
 
 def describe(config: MuseConfig, report: Report, processes: int) -> None:
@@ -145,10 +156,10 @@ def _json(directory, name):
 
 
 def _parent(config, stage, report):
-    from muse.training.checkpoint import find_parent, load_for_resume
-    resumed = report.attempt(load_for_resume, config)
+    from muse.training.checkpoint import find_parent, find_resumable
+    resumed = report.attempt(find_resumable, config)
     if resumed is not None:
-        report.lines.append(f"  {resumed[0]} (continues)")
+        report.lines.append(f"  {resumed} (continues)")
         return
     parent = report.attempt(find_parent, config, stage)
     if parent is None:

@@ -117,7 +117,7 @@ class TextEncoderConfig(BackboneConfig):
 class BlockConfig:
     """Overrides of the variant's switches (README, block variants); None keeps the preset of variant and stage."""
     detach_attention: Optional[bool] = None   # values are gathered through sg(A)
-    semantic_anchor: Optional[str] = None     # none | detached | through | shared (values and anchor are one projection)
+    semantic_anchor: Optional[str] = None     # none | detached | through | shared (values are the anchor's projection)
     isolate_trunk: Optional[bool] = None      # L_topo and L_ITC stop at the block's own projections
     topology_from: Optional[str] = None       # last_block_mean | every_head
 
@@ -183,7 +183,7 @@ class LossesConfig:
     reconstruction_weight: float = 1.0
     learn_logvar: bool = False          # adaptive log-variance on the pixel term
     perceptual_loss: str = "lpips-convnext_s-1.0-0.1"  # names and weights, see perceptual_loss.py
-    perceptual_weights: Dict[str, str] = field(default_factory=dict)  # network name -> weight file; absent: torchvision's
+    perceptual_weights: Dict[str, str] = field(default_factory=dict)  # network -> weight file; absent: torchvision's
     perceptual_weight: float = 1.1
     discriminator_weight: float = 0.1
     discriminator_start: int = 1_000_000  # step at which GAN terms begin

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -34,11 +35,18 @@ def list_complete(run_dir):
 
 
 def read_metadata(path):
-    """metadata.json of a checkpoint; ValueError where it is missing or of a newer format."""
+    """metadata.json of a checkpoint; ValueError where it is missing, torn or of a newer format."""
     file = Path(path) / "metadata.json"
     if not file.is_file():
         raise ValueError(f"{path} is no checkpoint: it has no metadata.json")
-    metadata = json.loads(file.read_text())
+    try:
+        metadata = json.loads(file.read_text())
+        whole = all(isinstance(metadata[key], int) for key in ("format_version", "stage", "step"))
+    except (ValueError, KeyError, TypeError):  # no JSON, a key missing, no JSON object
+        whole = False
+    if not whole:
+        raise ValueError(f"{file} is torn or lacks format_version, stage or step: restore it, or remove {path} so that "
+                         f"the checkpoint before it is used")
     if metadata["format_version"] > FORMAT_VERSION:
         raise ValueError(f"{path} has checkpoint format {metadata['format_version']}, this version reads up to "
                          f"{FORMAT_VERSION}: update muse")
@@ -78,8 +86,18 @@ def save(path, model, config, metadata, state, keep=0):
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise OSError(f"{path} could not be saved ({reason}): make room or choose another experiment.output_dir, then "
                       f"start again; earlier checkpoints are whole") from error
-    for old in list_complete(path.parent)[:-keep] if keep else []:
-        shutil.rmtree(old)
+    if keep:
+        _prune(path.parent, keep)
+
+
+def _prune(run_dir, keep):
+    """Hide old checkpoints before emptying them: a kill in between leaves none that looks complete and is not."""
+    for old in list_complete(run_dir)[:-keep]:
+        hidden = old.with_name(f".{old.name}.removed")
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.rename(old, hidden)
+    for hidden in run_dir.glob(".checkpoint-*.removed"):  # those of an earlier, killed run too
+        shutil.rmtree(hidden)
 
 
 def _force_to_disk(directory):
@@ -105,11 +123,11 @@ def _rename_over(partial, path):
     os.close(parent)
 
 
-def load_for_resume(config):
-    """(path, training state) of the newest complete checkpoint in experiment.output_dir, or None for a fresh run.
+def find_resumable(config):
+    """The newest complete checkpoint in experiment.output_dir, or None for a fresh run; loads no tensor.
 
-    ValueError where the directory belongs to another stage, cannot be read, or may not be continued
-    (experiment.resume is false).
+    ValueError where the directory belongs to another stage, its training state is missing or torn, or it may not be
+    continued (experiment.resume is false).
     """
     run_dir, stage = Path(config.experiment.output_dir), config.experiment.stage
     complete = list_complete(run_dir)
@@ -124,12 +142,25 @@ def load_for_resume(config):
         raise ValueError(f"{run_dir} holds a stage {found} run, this is stage {stage}: choose another "
                          f"experiment.output_dir")
     check_sizes(path, config)
+    if not zipfile.is_zipfile(path / STATE):  # the table at a torch file's end: what a cut file has lost
+        raise _unreadable(path, "missing or torn")
+    return path
+
+
+def load_for_resume(config):
+    """(path, training state) of `find_resumable`'s checkpoint, or None; ValueError also where loading it fails."""
+    path = find_resumable(config)
+    if path is None:
+        return None
     try:
         return path, torch.load(path / STATE, map_location="cpu", weights_only=True)
-    except Exception as error:  # a torn file makes torch raise almost anything; each means the same to the user
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        raise ValueError(f"{path / STATE} cannot be read ({reason}): remove {path} to continue from the checkpoint "
-                         f"before it") from error
+    except Exception as error:  # a damaged file makes torch raise almost anything; each means the same to the user
+        raise _unreadable(path, f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+
+
+def _unreadable(path, reason):
+    return ValueError(f"{path / STATE} cannot be read ({reason}): remove {path} to continue from the checkpoint before "
+                      f"it")
 
 
 def find_parent(config, stage):

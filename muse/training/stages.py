@@ -1,16 +1,14 @@
-"""The three stages of the curriculum, as data (paper, section on progressive training; FACTS 3)."""
+"""The three stages of the curriculum, as data (paper, section on progressive training)."""
 from dataclasses import dataclass
 from typing import Optional, Tuple
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage freezes, which targets its losses may read, and the stage that its weights come from."""
+    """What a stage freezes, and the stage that its weights come from; the losses are the configuration's."""
     number: int
     name: str
     frozen: Tuple[str, ...]  # submodules and parameters of MUSE_ViT, by released name; everything else trains
-    needs_teacher: bool      # L_topo is part of the stage
-    needs_text: bool         # L_ITC is part of the stage
     parent: Optional[int]    # the stage whose EMA weights this one starts from; None: pretrained backbones
 
     def trains(self, name):
@@ -19,9 +17,9 @@ class Stage:
 
 
 STAGES = {
-    1: Stage(1, "Topology Warmup", ("encoder", "semantic_projector", "logit_scale"), True, False, None),
-    2: Stage(2, "Semantic Injection", ("encoder",), True, True, 1),
-    3: Stage(3, "Synergistic Tuning", (), True, True, 2),
+    1: Stage(1, "Topology Warmup", ("encoder", "semantic_projector", "logit_scale"), None),
+    2: Stage(2, "Semantic Injection", ("encoder",), 1),
+    3: Stage(3, "Synergistic Tuning", (), 2),
 }
 
 
@@ -31,7 +29,7 @@ def get_stage(config):
     if number not in STAGES:
         raise ValueError(f"experiment.stage is {number}: choose one of {', '.join(map(str, STAGES))}")
     stage = STAGES[number]
-    if config.losses.itc_weight > 0 and not stage.needs_text:
+    if config.losses.itc_weight > 0 and not stage.trains("semantic_projector"):
         raise ValueError(f"losses.itc_weight is {config.losses.itc_weight}, but stage {number} ({stage.name}) freezes "
                          f"the semantic head: set it to 0 or train stage 2")
     return stage

@@ -105,14 +105,19 @@ class Averages:
     def __init__(self):
         self.sums, self.counts = {}, {}
 
-    def add(self, values):
-        """values: dict of scalar tensors, the same names in every process."""
+    def add(self, values, finite_only=False):
+        """values: dict of scalar tensors, the same names in every process; `finite_only` leaves out inf and NaN."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach().float()
-            self.counts[name] = self.counts.get(name, 0) + 1
+            value, counted = value.detach().float(), 1
+            if finite_only:
+                counted = value.isfinite()
+                value = value.where(counted, 0)
+            self.sums[name] = self.sums.get(name, 0) + value
+            self.counts[name] = self.counts.get(name, 0) + counted
 
     def read(self, accelerator):
-        """Dict of float means over what was added, in all processes; starts anew. Waits for the device once."""
+        """Dict of float means over what was added, in all processes, NaN of nothing; starts anew. Waits for the device
+        once."""
         names = list(self.sums)
         means = torch.stack([self.sums[name] / self.counts[name] for name in names])
         self.sums, self.counts = {}, {}

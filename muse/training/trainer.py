@@ -152,14 +152,15 @@ class Trainer:
         self.step += 1
         for report in reports:
             self.averages.add(report)
-        self.averages.add(dict(zip(("grad_norm", "d_grad_norm"), norms)))
+        self.averages.add(dict(zip(("grad_norm", "d_grad_norm"), norms)), finite_only=True)  # fp16 skips the others
         return stopping
 
     def _check(self, total, norms, reports, keys, stop):
         """Stop on a non-finite number, in every process alike; returns the signal received by any process, or 0.
 
-        One number crosses to the host each optimizer step: whether to update must be known before updating. Under
-        fp16 an infinite norm is the loss scale being too high: the scaler skips that step and halves the scale.
+        The host waits for the device once an optimizer step: whether to update must be known before updating. Under
+        fp16 an infinite norm is the loss scale being too high: the scaler skips that step and halves the scale, which
+        is read as well, since a scale below 1 does not recover.
         """
         checked = [total] if self.scaler.is_enabled() else [total, *norms]
         finite = torch.stack([value.float() for value in checked]).isfinite().all()

@@ -1,9 +1,11 @@
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from muse.config.__main__ import main
@@ -122,6 +124,39 @@ def test_command_prints_and_exits(config, capsys):
                                        "'training.seed'?\n")
     assert main(["keys"]) == 0
     assert capsys.readouterr().out.startswith("| key | type | default | meaning |")
+
+
+def test_a_resumable_run_is_named_without_loading_it(config, tmp_path, monkeypatch):
+    from muse.config import load_config, save_config
+    saved = tmp_path / "run" / "checkpoint-000007"
+    (saved / "training_state").mkdir(parents=True)
+    save_config(load_config(config), saved / "config.yaml")
+    (saved / "metadata.json").write_text('{"format_version": 1, "stage": 1, "step": 7}')
+    torch.save({"step": 7}, saved / "training_state" / "state.pt")
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("the training state was loaded"))
+    report = check(config)
+    assert report.problems == [] and f"  {saved} (continues)" in report.lines
+    (saved / "training_state" / "state.pt").write_bytes(b"torn")
+    assert [problem for problem in check(config).problems if f"remove {saved} to continue" in problem]
+
+
+@pytest.mark.parametrize("value", ["two", "0", "-1", "1.5"])
+def test_num_processes_must_be_a_number(config, monkeypatch, value):
+    monkeypatch.setenv("NUM_PROCESSES", value)
+    assert check(config).problems == [f"NUM_PROCESSES is '{value}': set it to a whole number above 0, or unset it"]
+    assert check(config, processes=3).problems == []
+
+
+def test_the_command_has_an_error_boundary(monkeypatch, capsys):
+    def unforeseen(*args):
+        raise OSError("disk gone")
+
+    monkeypatch.setattr("muse.config.check.check", unforeseen)
+    monkeypatch.setattr(sys, "argv", ["muse.config", "check", "any.yaml"])
+    monkeypatch.delitem(sys.modules, "muse.config.__main__", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("muse.config", run_name="__main__")
+    assert caught.value.code == 1 and capsys.readouterr().err == "error: disk gone\n"
 
 
 def test_command_as_typed(config):

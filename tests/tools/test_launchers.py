@@ -2,6 +2,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,11 +76,29 @@ def test_default_is_muse_1b(launch):
     assert str(ROOT / "configs/muse_1b/stage1.yaml") in launch("training.seed=1", **PLACES)[1]
 
 
-def test_without_torch_it_stops(launch, tmp_path):
-    broken = tmp_path / "broken"
-    broken.write_text("#!/bin/sh\necho no torch >&2; exit 1\n")
-    broken.chmod(0o755)
-    assert launch("muse_tiny", PYTHON=str(broken))[::2] == (1, "no torch\n")
+def evaluate(*arguments, **environment):
+    done = subprocess.run([shutil.which("bash"), str(ROOT / "tools/evaluate.sh"), "config.yaml", "run", *arguments],
+                          env={"PATH": os.environ["PATH"], **environment}, capture_output=True, text=True)
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate"])
+def test_without_torch_or_python_it_says_what_to_install(launch, tmp_path, script):
+    bare = tmp_path / "bare"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')  # -S: no installed packages
+    bare.chmod(0o755)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("bash", "dirname"):
+        (programs / name).symlink_to(shutil.which(name))
+    start = (lambda **environment: launch("muse_tiny", **environment)) if script == "train" else evaluate
+    for environment, reason in (({"PYTHON": str(bare)}, "No module named 'torch'"),
+                                ({"PYTHON": "/nowhere/python"}, "/nowhere/python is not on the PATH"),
+                                ({"PYTHON": "", "PATH": str(programs)}, "python is not on the PATH")):
+        status, lines, errors = start(**environment)
+        assert (status, lines, errors.count("\n")) == (1, [], 1), errors
+        assert errors.startswith("error: ") and reason in errors
+        assert errors.endswith("install first: pip install -e .\n")
 
 
 def test_a_failed_run_fails_the_launcher(launch):
@@ -99,7 +118,9 @@ def test_works_where_the_path_has_spaces(launch, tmp_path):
     (["muse_3b"], {"CHECKPOINT_DIR": "/c"}, "error: DATA_DIR is not set: export DATA_DIR=/path/to/datasets\n"),
     (["muse_2b"], PLACES, "error: unknown configuration 'muse_2b'; use muse_1b, muse_3b, muse_tiny or a YAML file\n"),
     (["none.yaml"], PLACES, "error: config file none.yaml does not exist\n"),
-    (["muse_tiny"], {"NUM_PROCESSES": "2"}, "error: NUM_PROCESSES=2, but no GPU was found; one process runs on CPU\n")])
+    (["muse_tiny"], {"NUM_PROCESSES": "2"}, "error: NUM_PROCESSES=2, but no GPU was found; one process runs on CPU\n"),
+    (["muse_tiny"], {"NUM_PROCESSES": "two"},
+     "error: NUM_PROCESSES is 'two': set it to a whole number above 0, or unset it\n")])
 def test_refusals(launch, arguments, environment, message):
     status, lines, errors = launch(*arguments, **environment)
     assert (status, lines, errors) == (1, [], message)

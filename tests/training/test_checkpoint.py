@@ -101,6 +101,33 @@ def test_the_newest_are_kept(tmp_path):
     assert len(checkpoint.list_complete(keep_all.output_dir)) == 4
 
 
+def test_a_kill_while_removing_an_old_one_leaves_no_half_checkpoint(trainer, monkeypatch):
+    def killed(directory, *args, **kwargs):
+        if directory.exists():
+            (directory / "model.safetensors").unlink()
+            raise KeyboardInterrupt
+
+    trainer.config.experiment.keep_checkpoints = 1
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save(checkpoint.name_of(2))
+    monkeypatch.undo()
+    assert [p.name for p in checkpoint.list_complete(trainer.output_dir)] == ["checkpoint-000002"]
+    trainer.save(checkpoint.name_of(3))
+    assert [p.name for p in trainer.output_dir.iterdir() if "checkpoint-" in p.name] == ["checkpoint-000003"]
+
+
+@pytest.mark.parametrize("text", ['{"format_version": 1, "sta', "", "[]", "\x00", '{"stage": 1, "step": 1}',
+                                  '{"format_version": "1", "stage": 1, "step": 1}', '{"format_version": 1, "step": 1}'])
+def test_damaged_metadata_is_one_sentence(tmp_path, text):
+    file = tmp_path / "metadata.json"
+    file.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        checkpoint.read_metadata(tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"{file} is torn or lacks") and f"remove {tmp_path}" in message and "\n" not in message
+
+
 def test_a_newer_format_is_refused(trainer):
     path = trainer.output_dir / "checkpoint-000001" / "metadata.json"
     path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 99'))

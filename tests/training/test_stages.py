@@ -48,6 +48,15 @@ def test_itc_has_no_place_in_the_first_stage(tmp_path):
         get_stage(config)
 
 
+def test_topology_can_be_left_out_of_the_first_stage(tmp_path):
+    config = tiny_config(tmp_path, losses=dict(topology_weight=0.0))
+    config.dataset.params.eval_shards = str(tmp_path / "validation-000000.tar")
+    trainer = Trainer(config)
+    trainer.run()
+    assert trainer.targets.teacher is None and trainer.step == 3
+    assert "topology_kl" not in (trainer.output_dir / "evaluation" / "000003.json").read_text()
+
+
 def refusal(config):
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         Trainer(config)

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -35,6 +36,16 @@ def test_averages_count_each_term_by_itself():
     assert averages.read(accelerator) == {"total": 1.5, "gan": 5.0}
     averages.add({"total": torch.tensor(7.0)})
     assert averages.read(accelerator) == {"total": 7.0}
+
+
+def test_averages_of_finite_values_only():
+    averages, accelerator = Averages(), Accelerator(cpu=True)
+    for norm in (2.0, float("inf"), 4.0, float("nan")):
+        averages.add({"total": torch.tensor(1.0)})
+        averages.add({"grad_norm": torch.tensor(norm)}, finite_only=True)
+    assert averages.read(accelerator) == {"total": 1.0, "grad_norm": 3.0}
+    averages.add({"grad_norm": torch.tensor(float("inf"))}, finite_only=True)
+    assert math.isnan(averages.read(accelerator)["grad_norm"])
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch):

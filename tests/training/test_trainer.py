@@ -1,12 +1,15 @@
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_training import run_steps, tiny_config, weights
 
 from muse.config import save_config
 from muse.training import trainer as trainer_module
 from muse.training.trainer import NonFiniteError, Trainer, main
+from muse.utils import cli
 
 
 def test_a_nonfinite_step_stops_before_the_update(tmp_path, monkeypatch):
@@ -122,6 +125,7 @@ def test_loss_scaling_skips_what_overflows_and_changes_nothing_else(tmp_path):
     assert scaled.scaler.get_scale() == 2.0**126
     scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     scaled.train_step(batches)
+    assert 0 < scaled.averages.read(scaled.accelerator)["grad_norm"] < float("inf")  # the skipped step's is left out
     assert any(not torch.equal(start[name], value) for name, value in weights(scaled).items())
     scaled.scaler = torch.amp.GradScaler("cpu", init_scale=0.5)  # the scale collapsed: it will not recover
     with pytest.raises(NonFiniteError):
@@ -150,6 +154,36 @@ def test_a_config_of_another_stage_is_refused(tmp_path):
     save_config(tiny_config(tmp_path), tmp_path / "one.yaml")
     with pytest.raises(ValueError, match="trains stage 2, the config is of stage 1: use scripts/train_stage1.py"):
         main(2, [f"config={tmp_path / 'one.yaml'}"])
+
+
+def damage(file, kind):
+    tensors = load_file(file)
+    name = next(name for name in tensors if "muse_blocks" in name)
+    if kind == "missing":
+        del tensors[name]
+    elif kind == "misshaped":
+        tensors[name] = torch.zeros(*tensors[name].shape, 2)
+    save_file(tensors, file)
+    if kind == "truncated":
+        file.write_bytes(file.read_bytes()[:-1000])
+    elif kind == "headless":
+        file.write_bytes(file.read_bytes()[:100])
+    return name
+
+
+@pytest.mark.parametrize("kind", ["missing", "misshaped", "truncated", "headless"])
+def test_a_damaged_parent_is_one_line_of_the_command(parent, tmp_path, capsys, kind):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(parent / "checkpoint-000001", damaged)
+    name = damage(damaged / "model.safetensors", kind)
+    save_config(tiny_config(tmp_path, 2, experiment=dict(init_checkpoint=str(damaged))), tmp_path / "two.yaml")
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: main(2, ["--config", str(tmp_path / "two.yaml")]))
+    errors = capsys.readouterr().err
+    assert caught.value.code == 1 and errors.startswith("error: ") and errors.count("\n") == 1
+    assert str(damaged) in errors
+    assert {"missing": f"missing {name}", "misshaped": f"{name} is ["}.get(kind, "damaged or incomplete") in errors
+    assert not (tmp_path / "stage2").exists()
 
 
 def test_the_command_line_trains_with_overrides(tmp_path):
