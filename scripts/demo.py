@@ -1,4 +1,4 @@
-"""The whole of MUSE in miniature: prepare, train three stages, measure before and after each, show one table and picture.
+"""The whole of MUSE in miniature: prepare, train three stages, measure before and after each; one table, one picture.
 
     python scripts/demo.py [--quick] [--seed N | --seeds N] [--output DIR] [key=value for every stage ...]
 
@@ -29,15 +29,15 @@ PROBED = 750  # training photographs that the linear probe learns from, at most
 EXAMINED = ["evaluation.max_images=32", "evaluation.frechet=none"]  # while training; measured fully in between
 QUICK = ["training.per_gpu_batch_size=16", "experiment.generate_every=0"]
 QUICK_STEPS = {1: 50, 2: 40, 3: 12}
-METRICS = ("topology_kl", "topology_kl_uniform", "psnr", "psnr_mean_colour", "ssim", "st_lpips", "fd_efficientnet_lite0",
-           "zero_shot_top1", "linear_probe_top1")
+METRICS = ("topology_kl", "topology_kl_uniform", "psnr", "psnr_mean_colour", "ssim", "st_lpips",
+           "fd_efficientnet_lite0", "zero_shot_top1", "linear_probe_top1")
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer steps and images: minutes, and worse figures")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds seed, seed + 1, ... in one directory each")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs with seed, seed + 1, ...")
     parser.add_argument("--output", type=Path, help="default: outputs/demo, or outputs/demo_quick")
     args, overrides = parser.parse_known_args(argv)
     unknown = [item for item in overrides if item.startswith("-") or "=" not in item]
@@ -188,7 +188,8 @@ def build_bench(config):
 
     def read(shards, most):
         return Labelled.from_loader(build_eval_loader(shards, config.dataset.preprocessing, batch_size=64,
-                                                      fields=("image", "label"), max_images=most))
+                                                      fields=("image", "label"), max_images=most,
+                                                      max_skipped_fraction=params.max_skipped_fraction))
 
     classes = read_index(params.train_shards)["classes"]
     embeddings = embed_classes(TextEncoder.from_config(config.model.text_encoder), classes, get_templates("simple"))

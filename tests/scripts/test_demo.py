@@ -27,6 +27,7 @@ WORDS = ("ant", "bee", "cow", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay")
 STEPS, BATCH = 5, 4
 SETTINGS = [
     f"training.max_train_steps={STEPS}", f"training.per_gpu_batch_size={BATCH}", "lr_scheduler.params.warmup_steps=0",
+    "experiment.generate_every=100",
     "model.muse_layers=2", "model.width=32", "model.heads=2", "model.semantic_dim=16", "model.latent_dim=8",
     "model.decoder.config.latent_channels=8", "model.decoder.config.attention_head_dim=8",
     "model.decoder.config.decoder_block_out_channels=[8,8,8,8,16]", "training.num_generated_images=2"]
