@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import GOLDEN, fill
+from golden_instance import GOLDEN, fill
 from muse.config.schema import TeacherConfig
 from muse.losses.contrastive import itc_loss
 from muse.losses.topology import topology_loss
