@@ -28,7 +28,7 @@ FEW = ("--per-cutout", "1", "--validation-per-cutout", "2")  # photographs of a 
 PROBED = 750  # training photographs that the linear probe learns from, at most
 EXAMINED = ["evaluation.max_images=32", "evaluation.frechet=none"]  # while training; measured fully in between
 QUICK = ["training.per_gpu_batch_size=16", "experiment.generate_every=0"]
-QUICK_STEPS = {1: 50, 2: 40, 3: 12}
+QUICK_STEPS = {1: 40, 2: 30, 3: 8}
 METRICS = ("topology_kl", "topology_kl_uniform", "psnr", "psnr_mean_colour", "ssim", "st_lpips",
            "fd_efficientnet_lite0", "zero_shot_top1", "linear_probe_top1")
 
