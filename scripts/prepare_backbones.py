@@ -6,8 +6,7 @@ licences).
 """
 import argparse
 
-import transformers
-
+from muse.models.tensor_files import quiet_loading
 from muse.models.tiny_backbones import prepare_tiny
 from muse.utils.cli import run
 
@@ -18,7 +17,7 @@ def main():
     parser.add_argument("--output", required=True, help="directory that ${CHECKPOINT_DIR} will name")
     parser.add_argument("--cache", help="directory of downloads (default: MUSE_CACHE or ~/.cache/muse/downloads)")
     args = parser.parse_args()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_loading()
     for path, size, written in prepare_tiny(args.output, args.cache):
         print(f"{'wrote' if written else 'kept '} {path} ({size / 1e6:.1f} MB)")
 

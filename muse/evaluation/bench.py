@@ -5,8 +5,8 @@ import torch
 
 from muse.evaluation.evaluator import Evaluator, evaluating, full_precision
 from muse.evaluation.linear_probe import probe_features
+from muse.evaluation.topology import student_and_uniform_kl
 from muse.evaluation.zero_shot import classify
-from muse.losses.topology import topology_loss
 
 BATCH = 32
 
@@ -70,13 +70,11 @@ class Bench:
             self.evaluator.reset()
             for part, images, tokens in self.test.batches():
                 output = model(images, tokens, attention=True)
-                student, grid = output.attention[-1].mean(dim=1, keepdim=True), output.latent.shape[-2:]  # B 1 N N
-                uniform = torch.full_like(student, 1 / student.shape[-1])
-                divergences += [[topology_loss([maps], self.maps[part], self.grid, grid).item() * len(images)
-                                 for maps in (student, uniform)]]
+                divergences += [[value.item() * len(images)
+                                 for value in student_and_uniform_kl(output, self.maps[part], self.grid)]]
                 self.evaluator.update(images, output.reconstruction)
                 pictures.append(output.reconstruction)
-                received.append(student.mean(dim=(1, 2)).unflatten(1, grid))  # B h w
+                received.append(output.attention[-1].mean(dim=(1, 2)).unflatten(1, output.latent.shape[-2:]))  # B h w
                 pooled.append(output.pooled)
                 semantic.append(output.semantic)
         kl, uniform_kl = (sum(values) / len(self.test.labels) for values in zip(*divergences))

@@ -5,6 +5,14 @@ from muse.evaluation.evaluator import evaluating, full_precision, reduce_sums, s
 from muse.losses.topology import topology_loss
 
 
+def student_and_uniform_kl(output, teacher, teacher_grid):
+    """Topology loss of a MuseOutput's last map, mean over heads, and of a uniform map in its place: two scalars."""
+    student = output.attention[-1].mean(dim=1, keepdim=True)  # B 1 N N
+    uniform = torch.full_like(student, 1 / student.shape[-1])
+    grid = output.latent.shape[-2:]
+    return [topology_loss([maps], teacher, teacher_grid, grid) for maps in (student, uniform)]
+
+
 @torch.no_grad()
 def evaluate_topology(model, teacher, loader, device):
     """Mean KL(teacher || student) in nats per query, by the definition of `muse.losses.topology`.
@@ -23,10 +31,7 @@ def evaluate_topology(model, teacher, loader, device):
         for batch in loader:
             images = batch["image"].to(device).float() / 255  # B 3 H W
             output = model(images, attention=True, decode=False)
-            student = output.attention[-1].mean(1, keepdim=True)  # B 1 N N
-            uniform = torch.full_like(student, 1 / student.shape[-1])
-            target, grid = teacher(images)
-            losses = [topology_loss([maps], target, grid, output.latent.shape[-2:]) for maps in (student, uniform)]
+            losses = student_and_uniform_kl(output, *teacher(images))
             sums += torch.stack([losses[0].new_ones(()), *losses]).to(sums.device).double() * len(images)
     reduce_sums(sums)
     if sums[0] == 0:

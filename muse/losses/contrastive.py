@@ -1,13 +1,10 @@
 """Image-text contrastive loss (ITC): symmetric InfoNCE over the batches of all processes."""
-import math
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from muse.models.layers import scale_gradient
+from muse.models.layers import MAX_LOGIT_SCALE, scale_gradient
 
-MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound on the learned temperature
 SAME_CAPTION = 0.9999  # cosine of two embeddings of one caption; padding moves the last digits
 
 

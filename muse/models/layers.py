@@ -1,7 +1,11 @@
 """Building blocks of the connector: rotary positions, SwiGLU, gradient scaling, space-to-depth."""
+import math
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound on the learned temperature of L_ITC
 
 
 class RMSNorm(nn.RMSNorm):

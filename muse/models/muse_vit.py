@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from muse.config.schema import ModelConfig
 from muse.models.backbones import VisionEncoder, build_decoder
 from muse.models.base_model import BaseModel
-from muse.models.layers import RMSNorm, SwiGLU, attention_map, rotary_table, rotate, scale_gradient, space_to_depth
+from muse.models.layers import (MAX_LOGIT_SCALE, RMSNorm, SwiGLU, attention_map, rotary_table, rotate,
+                                scale_gradient, space_to_depth)
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,7 @@ class MUSE_ViT(BaseModel):
 
     def clamp_logit_scale(self):
         """Keep exp(logit_scale) at or below 100; call after each optimizer step."""
-        self.logit_scale.data.clamp_(max=math.log(100))
+        self.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
 
 
 def _initialise(module):
